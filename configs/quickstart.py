@@ -1,0 +1,33 @@
+"""The main job in minutes: SmolLM2-135M-Instruct learns to rate product reviews.
+
+    ift train --config=quickstart --workdir=runs/quickstart
+
+Data: 800 class-balanced reviews of the embedded set, two epochs. Two CPU cores, about 8 minutes
+and 4 GB. Expect the base model near chance (20 %) at 0 and 5 shots, the tuned one far above.
+"""
+
+from ift_jax.config import default_config, task_config
+
+
+def get_config():
+    config = default_config()
+    config.data.tasks = (
+        task_config(
+            name="rating",
+            source="embedded:reviews",
+            templates="reviews",
+            template_names=("Predict the rating",),
+            split_by=("review_body",),
+            balance_by="star_rating",
+            train_size=800,
+            validation_size=100,
+            test_size=250,
+        ),
+    )
+    config.data.max_length = 192
+    config.train.batch_size = 8
+    config.train.eval_every = 50
+    config.train.select_by = "accuracy"
+    config.optimizer.peak_lr = 1e-4
+    config.evaluation.shots = (0, 5)
+    return config

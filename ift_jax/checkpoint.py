@@ -1,0 +1,147 @@
+"""Checkpoints: parameters, optimizer state and position of a run, as one atomic orbax step."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from ift_jax.errors import InputError
+from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.train.step import TrainState
+
+_FOLDER = "checkpoints"
+
+
+class Position(NamedTuple):
+    """Where a run stands; with the config it decides all that comes after.
+
+    Attributes:
+        step: finished steps; the next batch is batch `step`, since the data order is a
+            pure function of (seed, step).
+        score: what validation said of these parameters, higher is better; None if it did
+            not look at them.
+    """
+
+    step: int
+    score: float | None
+
+
+class Checkpoints:
+    """The checkpoints of a workdir. The latest and the best one are kept."""
+
+    def __init__(self, workdir: Path):
+        self.folder = (workdir / _FOLDER).resolve()
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, state: TrainState, score: float | None) -> None:
+        """Writes the state, then removes what is neither the latest nor the best."""
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(state.params),
+                optimizer=ocp.args.PyTreeSave(state.opt_state),
+                position=ocp.args.JsonSave(Position(step, score)._asdict()),
+            ),
+        )
+        keep = {step, self.best()}
+        for old in self._manager.all_steps():
+            if old not in keep:
+                self._manager.delete(old)
+
+    def latest(self) -> int | None:
+        """The last step saved; None if there is none."""
+        return self._manager.latest_step()
+
+    def position(self, step: int) -> Position:
+        """What was stored with a step."""
+        stored = self._restore(step, position=ocp.args.JsonRestore())
+        return Position(**stored.position)
+
+    def best(self) -> int | None:
+        """The step with the highest score, the earliest of equals; else the latest."""
+        scored = [(self.position(s).score, s) for s in sorted(self._manager.all_steps())]
+        judged = [(score, -step) for score, step in scored if score is not None]
+        return -max(judged)[1] if judged else self.latest()
+
+    def choose(self, which: str) -> int:
+        """The step meant by "best", "latest" or a number. Raises InputError if there is none."""
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise InputError(f"{self.folder}: holds no checkpoint; run `ift train` first")
+        step = {"best": self.best, "latest": self.latest}.get(which, lambda: None)()
+        if step is None and which.isdigit() and int(which) in steps:
+            step = int(which)
+        if step is None:
+            raise InputError(f"--step={which}: expected best, latest or one of {steps}")
+        return step
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a step, placed as `like`, whose arrays may be abstract.
+
+        Raises:
+            InputError: if it cannot be read or does not fit; a run never goes on without it.
+        """
+        restored = self._restore(
+            step, params=_restore_args(like.params), optimizer=_restore_args(like.opt_state)
+        )
+        count = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), like.step.sharding)
+        # orbax gives back plain containers; the optimizer's own types come from `like`.
+        optimizer = jax.tree.unflatten(
+            jax.tree.structure(like.opt_state), jax.tree.leaves(restored.optimizer)
+        )
+        return TrainState(count, restored.params, optimizer)
+
+    def restore_params(self, step: int, like: Any) -> Any:
+        """Only the parameters of a step, placed as `like`."""
+        return self._restore(step, params=_restore_args(like)).params
+
+    def _restore(self, step: int, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()
+            raise InputError(
+                f"{self.folder / str(step)}: cannot be restored ({reason[0] if reason else error})"
+            ) from error
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()
+
+
+def _restore_args(like: Any) -> Any:
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    return ocp.args.PyTreeRestore(
+        abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+    )
+
+
+def load_workdir(
+    workdir: Path,
+    *,
+    which: str = "best",
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> LanguageModel:
+    """The model that a run made: the base model's structure and tokenizer, tuned parameters.
+
+    Args:
+        which: "best", "latest" or a step's number.
+    """
+    from ift_jax.config import read_run_config
+
+    run = read_run_config(workdir)
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.choose(which)
+        base = load_pretrained(run.model.path, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
+        return base.with_params(checkpoints.restore_params(step, base.params))
+    finally:
+        checkpoints.close()

@@ -1,0 +1,53 @@
+"""ift evaluate --config=C --model=M --output=F.json: scores a model on the config's tasks."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from ift_jax.commands.config_flag import define_config_flag, required, run_config
+from ift_jax.data.config import SPLITS
+from ift_jax.errors import InputError
+
+_CONFIG = define_config_flag()
+_MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
+_SPLIT = flags.DEFINE_string("split", "test", "train, validation or test.")
+_SHOTS = flags.DEFINE_list("shots", ["0"], "Numbers of examples before the question.")
+_NAME = flags.DEFINE_string("name", "", "What the rows call the model; default: base or tuned.")
+_OUTPUT = flags.DEFINE_string("output", "", "File for the rows.")
+
+
+def main(_: list[str]) -> None:
+    """Runs the verb."""
+    config = run_config(_CONFIG)
+    path, output = required(_MODEL, "model"), Path(required(_OUTPUT, "output"))
+    if _SPLIT.value not in SPLITS:
+        raise InputError(f"--split={_SPLIT.value}: expected one of {', '.join(SPLITS)}")
+    try:
+        shots = [int(count) for count in _SHOTS.value]
+    except ValueError:
+        raise InputError(f"--shots={','.join(_SHOTS.value)}: expected numbers") from None
+    if min(shots, default=-1) < 0:
+        raise InputError("--shots: expected numbers of 0 or more")
+    if not output.parent.is_dir():
+        raise InputError(f"--output={output}: the folder {output.parent} does not exist")
+    import jax
+
+    from ift_jax.data import pipeline
+    from ift_jax.evaluation.tasks import evaluate, majority_rows
+    from ift_jax.language_model import is_workdir, load_pretrained, locate
+    from ift_jax.report.table import results_table
+    from ift_jax.sharding import make_mesh
+
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = load_pretrained(
+            path, dtype=config.model.dtype, param_dtype=config.model.param_dtype, mesh=mesh
+        )
+        data = pipeline.build(config.data, model.chat)
+        name = _NAME.value or ("tuned" if is_workdir(locate(path)) else "base")
+        rows = majority_rows(data, config.evaluation, split=_SPLIT.value) + evaluate(
+            model, data, config.evaluation, name=name, split=_SPLIT.value, shots=shots, mesh=mesh
+        )
+    output.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
+    print(results_table(rows))

@@ -1,0 +1,25 @@
+"""ift export --workdir=W --output=DIR: writes a folder that transformers loads as it is."""
+
+from pathlib import Path
+
+from absl import flags
+
+from ift_jax.commands.config_flag import required
+from ift_jax.errors import InputError
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder to write; must not exist or be empty.")
+_STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
+_DTYPE = flags.DEFINE_string("dtype", "", "Of the weights; default: that of the base model's file.")
+
+
+def main(_: list[str]) -> None:
+    """Runs the verb."""
+    workdir, output = Path(required(_WORKDIR, "workdir")), required(_OUTPUT, "output")
+    if not (workdir / "config.json").exists():
+        raise InputError(f"{workdir}: is no training workdir")
+    from ift_jax.checkpoint import load_workdir
+
+    model = load_workdir(workdir, which=_STEP.value)
+    model.save_pretrained(output, dtype=_DTYPE.value)
+    print(f"wrote {output}")

@@ -1,0 +1,184 @@
+"""RunConfig: the sections that live beside their users, composed and checked together."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ift_jax.data.config import DataConfig, TaskConfig
+from ift_jax.errors import InputError
+from ift_jax.evaluation.tasks import EvaluationConfig
+from ift_jax.hf.folder import read_json
+from ift_jax.language_model import ModelConfig
+from ift_jax.sharding import MeshConfig
+from ift_jax.train.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The config's section `train`.
+
+    Attributes:
+        num_steps: optimizer steps; 0 takes num_epochs, above 0 it wins.
+        num_epochs: how often every example is seen.
+        batch_size: rows a step, over all devices. A packed row holds several examples.
+        micro_batches: parts that a batch is computed in, one after the other.
+        eval_every: steps between validations; 0 validates at the end only.
+        save_every: steps between checkpoints; 0 saves when validation ran.
+        select_by: what makes a checkpoint the best: validation "loss", or the "accuracy" of
+            ranking the answer choices, averaged over the tasks that have them.
+        seed: of the data order.
+    """
+
+    num_steps: int = 0
+    num_epochs: float = 1.0
+    batch_size: int = 8
+    micro_batches: int = 1
+    eval_every: int = 0
+    save_every: int = 0
+    select_by: typing.Literal["loss", "accuracy"] = "loss"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_epochs", "eval_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"config.train.{name}: must not be negative")
+        if not self.num_steps and not self.num_epochs:
+            raise InputError("config.train: num_steps and num_epochs are both 0")
+        for name in ("batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config.train.{name}: expected 1 or more")
+        if self.batch_size % self.micro_batches:
+            raise InputError(
+                f"config.train.batch_size={self.batch_size} is not a multiple of "
+                f"micro_batches={self.micro_batches}"
+            )
+        if self.select_by not in ("loss", "accuracy"):
+            raise InputError(
+                f"config.train.select_by: expected loss or accuracy, got {self.select_by!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run. Made by `build_run_config`, frozen from there on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def default_config() -> ConfigDict:
+    """All fields at their defaults, for a config file to change and return.
+
+    Example:
+        >>> config = default_config()
+        >>> config.optimizer.peak_lr = 1e-5
+    """
+    return ConfigDict(dataclasses.asdict(RunConfig()), convert_dict=True)
+
+
+def task_config(**fields: Any) -> ConfigDict:
+    """A task with its defaults, for `config.data.tasks`; see `ift_jax.data.config.TaskConfig`."""
+    known = {f.name for f in dataclasses.fields(TaskConfig)}
+    for name in fields:
+        if name not in known:
+            raise InputError(f"task_config: no field {name!r}{_closest(name, known)}")
+    return ConfigDict({**dataclasses.asdict(TaskConfig()), **fields})
+
+
+def build_run_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Frozen, validated dataclasses from a nested mapping.
+
+    Raises:
+        InputError: naming the field, and the closest real one where it is unknown.
+
+    Example:
+        >>> build_run_config({"train": {"num_stps": 3}})
+        Traceback (most recent call last):
+            ...
+        ift_jax.errors.InputError: config.train.num_stps: no such field; did you mean num_steps?
+    """
+    return _build(RunConfig, tree, "config")
+
+
+def read_run_config(workdir: Path) -> RunConfig:
+    """The config that a workdir was made with."""
+    return build_run_config(read_json(workdir / "config.json"))
+
+
+def to_json(config: RunConfig) -> str:
+    """The text of config.json."""
+    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The fields in which two configs differ, with both values."""
+    flat_old, flat_new = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    return [
+        f"{name} is {flat_old.get(name)!r} there and {flat_new.get(name)!r} here"
+        for name in sorted(flat_old | flat_new)
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+
+
+def _flat(value: Any, path: str = "config") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+        items = enumerate(value)
+    else:
+        return {path: value}
+    return {k: v for name, child in items for k, v in _flat(child, f"{path}.{name}").items()}
+
+
+def _closest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.4)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
+
+
+def _build(cls: Any, tree: Any, path: str) -> Any:
+    if isinstance(tree, ConfigDict):  # ml_collections leaves those inside tuples as they are
+        tree = tree.to_dict()
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path}: expected a section with fields, got {tree!r}")
+    kinds = typing.get_type_hints(cls)
+    values = {}
+    for name, value in tree.items():
+        if name not in kinds:
+            raise InputError(f"{path}.{name}: no such field{_closest(name, kinds)}")
+        values[name] = _convert(kinds[name], value, f"{path}.{name}")
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """A value as the annotated type; int passes for float, list for tuple, nothing else."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        for choice in args:
+            try:
+                return _convert(choice, value, path)
+            except InputError:
+                continue
+    if origin is typing.Literal and type(value) is str:
+        return value  # the dataclass names the values it knows
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    wanted = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise InputError(f"{path}: expected {wanted}, got {value!r} ({type(value).__name__})")

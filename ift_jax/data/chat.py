@@ -1,0 +1,145 @@
+"""Chat: the one place where messages become text and text becomes token ids.
+
+Training, ranking and generation all build their prompts here, so they cannot differ.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ift_jax.errors import InputError
+
+# For base models: turns on lines of their own, an answer closed by the end-of-sequence token.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+)
+_MARK = "\u2063content\u2063"  # invisible separators: no template treats them as markup
+
+Message = Mapping[str, str]
+
+
+class Encoded(NamedTuple):
+    """A conversation as token ids.
+
+    Attributes:
+        ids: int32 [n].
+        trained: bool [n]; True where token i is a target.
+        spans: int32 [n, 2]; the characters of the text that token i covers.
+        text: what was tokenized.
+    """
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    spans: NDArray[np.int32]
+    text: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer with its chat template.
+
+    Attributes:
+        tokenizer: a transformers fast tokenizer.
+        end_of_turn: the text that closes an assistant's turn, up to its special token.
+        end_of_turn_id: that token.
+        special_tokens: pattern of every special token's text.
+    """
+
+    tokenizer: Any
+    end_of_turn: str
+    end_of_turn_id: int
+    special_tokens: re.Pattern[str]
+
+    @staticmethod
+    def of(tokenizer: Any) -> "Chat":
+        """Finds out how the template closes an assistant's turn.
+
+        A tokenizer without a template gets `PLAIN_TEMPLATE`, which is saved with it.
+
+        Raises:
+            InputError: if the template puts no special token behind an answer, since
+                nothing would teach the model to stop.
+        """
+        if tokenizer.chat_template is None:
+            _set_plain_template(tokenizer)
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        if text.count(_MARK) != 1:
+            raise InputError("the chat template does not print an assistant's content as it is")
+        after = text.split(_MARK)[1]
+        special = {
+            token.content: token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        ends = [(after.find(token), token) for token in special if token in after]
+        if not ends:
+            raise InputError("the chat template puts no special token behind an assistant's turn")
+        at, token = min(ends)
+        pattern = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)))
+        return Chat(tokenizer, after[: at + len(token)], special[token], pattern)
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text before an answer: all turns, and the opening of the assistant's."""
+        return self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+
+    def prompt_ids(self, messages: Sequence[Message]) -> NDArray[np.int32]:
+        """Token ids of `prompt_text`."""
+        text = self.prompt_text(messages)
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode(self, pairs: Iterable[tuple[Sequence[Message], str]]) -> list[Encoded]:
+        """Tokenizes prompts with their completions: one tokenization of each whole text.
+
+        Trained are the tokens with a character of the completion or of the end of turn, by
+        position in the text; a token that straddles the boundary is trained.
+
+            prompt "2+2=", completion "4", end of turn "<end>"
+            token    2  +  2  =  4  <end>
+            trained  .  .  .  .  x  x
+        """
+        texts, starts = [], []
+        for messages, completion in pairs:
+            prompt = self.prompt_text(messages)
+            starts.append(len(prompt))
+            texts.append(prompt + completion + self.end_of_turn)
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        found = []
+        for text, start, encoding in zip(texts, starts, encodings, strict=True):
+            spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+            ids = np.array(encoding.ids, np.int32)
+            found.append(Encoded(ids, spans[:, 1] > start, spans, text))
+        return found
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def special_token_in(self, *texts: str) -> str:
+        """The first special token that stands in a text as characters, or "".
+
+        Such text would close a turn, or open one, from inside the data.
+        """
+        for text in texts:
+            if match := self.special_tokens.search(text):
+                return match.group()
+        return ""
+
+    @property
+    def _backend(self) -> Any:
+        return self.tokenizer.backend_tokenizer
+
+
+def _set_plain_template(tokenizer: Any) -> None:
+    if tokenizer.eos_token is None:
+        raise InputError("the tokenizer has neither a chat template nor an eos_token")
+    ids = tokenizer("a").input_ids
+    adds_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE

@@ -1,0 +1,147 @@
+"""Packing examples into rows of fixed length, planned so that any row is found at once.
+
+A plan fixes the pattern of lengths that share a row; it depends on the multiset of
+(length, targets) alone. Each epoch deals the examples anew over that pattern, those of equal
+size among themselves, and deals the rows over the steps. So the number of rows is the same
+in every epoch, and row r is a pure function of (seed, r).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ift_jax.errors import InputError
+
+
+class Examples(NamedTuple):
+    """Tokenized examples, one behind the other.
+
+    Attributes:
+        ids: int32 [total tokens].
+        trained: bool [total tokens]; True where the token is a target.
+        starts: int64 [n + 1]; example i is ids[starts[i]:starts[i + 1]].
+    """
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+
+    @staticmethod
+    def join(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> "Examples":
+        """From (ids, trained) of each example."""
+        if not parts:
+            raise InputError("no example is left to train on")
+        lengths = [len(ids) for ids, _ in parts]
+        return Examples(
+            np.concatenate([ids for ids, _ in parts]).astype(np.int32),
+            np.concatenate([trained for _, trained in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        )
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    @property
+    def num_targets(self) -> NDArray[np.int64]:
+        """Targets per example. The first token has no position that predicts it."""
+        counted = self.trained.astype(np.int64)
+        counted[self.starts[:-1]] = 0
+        sums = np.concatenate([[0], np.cumsum(counted)])
+        return sums[self.starts[1:]] - sums[self.starts[:-1]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which sizes share a row.
+
+    Attributes:
+        order: int64 [n]; examples sorted by size, longest first.
+        groups: int64 [n]; group number of each place in `order`; examples of one group
+            have equal length and number of targets, so they may trade places.
+        rows: for each row, the places in `order` that it holds.
+        row_length: S.
+        row_targets: P, the target positions that any row has room for.
+    """
+
+    order: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    rows: tuple[NDArray[np.int64], ...]
+    row_length: int
+    row_targets: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+
+def plan_rows(
+    lengths: NDArray[np.int64], num_targets: NDArray[np.int64], row_length: int, *, pack: bool = True
+) -> Plan:
+    """Best-fit decreasing over two capacities: tokens S, and target positions P.
+
+    P is what a full row of average examples needs, with a quarter to spare, and never less
+    than the largest example: rows stop at it, so the gather before the loss cannot overflow.
+
+    Raises:
+        InputError: if an example is longer than a row.
+
+    Example:
+        >>> plan = plan_rows(np.array([3, 5, 2, 4]), np.array([1, 1, 1, 1]), 8)
+        >>> [[int(i) for i in plan.order[row]] for row in plan.rows]
+        [[1, 0], [3, 2]]
+    """
+    if lengths.size and lengths.max() > row_length:
+        raise InputError(
+            f"an example of {lengths.max()} tokens does not fit a row of {row_length}; "
+            "raise config.data.max_length or set config.data.on_too_long"
+        )
+    order = np.lexsort((np.arange(len(lengths)), -num_targets, -lengths))
+    sizes = np.stack([lengths[order], num_targets[order]], axis=1)
+    changes = np.any(sizes[1:] != sizes[:-1], axis=1) if len(sizes) > 1 else np.zeros(0, bool)
+    groups = np.concatenate([[0], np.cumsum(changes)]).astype(np.int64)
+    if not pack:
+        targets = int(num_targets.max(initial=1))
+        return Plan(order, groups, tuple(np.arange(len(order))[:, None]), row_length, targets)
+    share = num_targets.sum() / max(lengths.sum(), 1)
+    row_targets = max(int(np.ceil(row_length * share * 1.25)), int(num_targets.max(initial=1)))
+    rows = _best_fit(sizes, row_length, row_targets)
+    return Plan(order, groups, rows, row_length, row_targets)
+
+
+def _best_fit(
+    sizes: NDArray[np.int64], row_length: int, row_targets: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Puts each size, longest first, into the open row that it fills best."""
+    rows: list[list[int]] = []
+    targets_left: list[int] = []
+    by_space: list[list[int]] = [[] for _ in range(row_length + 1)]  # free tokens -> row numbers
+    for place, (length, targets) in enumerate(sizes.tolist()):
+        for space in range(length, row_length + 1):
+            fitting = [r for r in by_space[space][-8:] if targets_left[r] >= targets]
+            if fitting:
+                row = fitting[-1]
+                by_space[space].remove(row)
+                break
+        else:
+            row, space = len(rows), row_length
+            rows.append([])
+            targets_left.append(row_targets)
+        rows[row].append(place)
+        targets_left[row] -= targets
+        by_space[space - length].append(row)
+    return tuple(np.array(row, np.int64) for row in rows)
+
+
+def deal(plan: Plan, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An epoch's order: (example in each place of the plan, plan row at each position).
+
+    Shuffled by a generator keyed with (seed, epoch), so nothing before it is computed.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    ties = rng.permutation(len(plan.order))
+    dealt = plan.order[np.lexsort((ties, plan.groups))]
+    return dealt, rng.permutation(plan.num_rows)

@@ -1,0 +1,363 @@
+"""From records to examples: read, render, check, split, choose; and the card that counts it."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ift_jax.data.chat import Chat, Encoded, Message
+from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
+from ift_jax.data.packing import Examples
+from ift_jax.data.records import Record, Rejected
+from ift_jax.data.sources import read_records
+from ift_jax.data.splits import assign_split, content_key, take_subset
+from ift_jax.data.templates import Rendered, Template, load_templates
+from ift_jax.errors import InputError
+
+LIBRARY = Path(__file__).parent.parent / "templates"
+_ELLIPSIS = " ... "
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt with its completion.
+
+    Attributes:
+        task, template: names, kept so that scores can be read per template.
+        messages: the turns before the answer.
+        completion: the answer.
+        choices: what the answer is chosen from; () for free text.
+        label: the value that subsets are balanced by.
+        key: digest of the text that decided the split.
+        origin: file and line of the record.
+    """
+
+    task: str
+    template: str
+    messages: tuple[Message, ...]
+    completion: str
+    choices: tuple[str, ...]
+    label: str
+    key: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples by split, and what was counted on the way."""
+
+    config: TaskConfig
+    splits: Mapping[str, list[Example]]
+    rejected: list[Rejected] = field(default_factory=list)
+    num_records: int = 0
+    num_duplicates: int = 0
+    num_truncated: int = 0
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """All tasks, tokenized with one chat format."""
+
+    config: DataConfig
+    tasks: tuple[TaskData, ...]
+    chat: Chat
+
+    def examples(self, split: str) -> list[Example]:
+        """All tasks' examples of a split, one task behind the other."""
+        return [example for task in self.tasks for example in task.splits[split]]
+
+    def tokens(self, split: str) -> Examples:
+        """The same, tokenized, with what is trained marked."""
+        encoded = self.chat.encode((e.messages, e.completion) for e in self.examples(split))
+        return Examples.join([(e.ids, e.trained) for e in encoded])
+
+
+def build(config: DataConfig, chat: Chat) -> DataSet:
+    """Reads and prepares every task.
+
+    Raises:
+        InputError: for what concerns a whole file or template, and where more than
+            `max_rejected` of a task's records were rejected. Single bad records are kept in
+            `TaskData.rejected`.
+    """
+    if not config.tasks:
+        raise InputError("config.data.tasks: no task is given")
+    names = [task.name for task in config.tasks]
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise InputError(f"config.data.tasks: names must be given and differ, got {names}")
+    return DataSet(config, tuple(_build_task(task, config, chat) for task in config.tasks), chat)
+
+
+def _build_task(task: TaskConfig, config: DataConfig, chat: Chat) -> TaskData:
+    templates = _templates(task)
+    rejected: list[Rejected] = []
+    records: list[Record] = []
+    source = task.source or config.path
+    if not source:
+        raise InputError(f"config.data.tasks: {task.name} has no source, and data.path is empty")
+    for row in read_records(
+        source,
+        file_format=task.file_format,
+        encoding=task.encoding,
+        columns=task.columns,
+        delimiter=task.delimiter,
+        quoted=task.quoted,
+        records_at=task.records_at,
+        line_pattern=task.line_pattern,
+    ):
+        rejected.append(row) if isinstance(row, Rejected) else records.append(row)
+    num_records = len(records) + len(rejected)
+    _refuse_missing_columns(task, templates, records, rejected)
+    rendered = _render(task, templates, records, config.seed, rejected)
+    fitting, num_truncated = _fit(rendered, config, chat, rejected)
+    _refuse_too_many(task, config, num_records, rejected)
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    # Templates of one record follow it into its split; repeats of a text are dropped.
+    first_of: dict[str, str] = {}
+    num_duplicates = 0
+    for example in fitting:
+        if first_of.setdefault(example.key, example.origin) != example.origin:
+            num_duplicates += 1
+            continue
+        splits[assign_split(example.key, task.fractions)].append(example)
+    for name in SPLITS:
+        splits[name] = _subset(task, name, splits[name], config.seed)
+    return TaskData(task, splits, rejected, num_records, num_duplicates, num_truncated)
+
+
+def _templates(task: TaskConfig) -> list[Template]:
+    where = f"config.data.tasks: {task.name}.templates"
+    if not task.templates:
+        raise InputError(f"{where}: no template file is given")
+    path = Path(task.templates)
+    if not path.suffix and (LIBRARY / f"{task.templates}.yaml").exists():
+        path = LIBRARY / f"{task.templates}.yaml"
+    found = load_templates(path)
+    missing = [name for name in task.template_names if name not in found]
+    if missing:
+        raise InputError(f"{where}: {path} has no template {missing[0]!r}; it has {list(found)}")
+    return [found[name] for name in task.template_names or found]
+
+
+def _refuse_missing_columns(
+    task: TaskConfig,
+    templates: Sequence[Template],
+    records: Sequence[Record],
+    rejected: Sequence[Rejected],
+) -> None:
+    """A column that no record has is a mistake of the config, not of the records."""
+    if not records:
+        first = f"; first: {rejected[0].origin}: {rejected[0].detail}" if rejected else ""
+        raise InputError(f"task {task.name}: no record could be read{first}")
+    present = {name for record in records for name in record.fields}
+    asked = [(c, f"template {t.name!r}") for t in templates for c in sorted(t.columns)]
+    asked += [(c, "split_by") for c in task.split_by]
+    asked += [(task.balance_by, "balance_by")] if task.balance_by else []
+    for column, user in asked:
+        if column not in present:
+            raise InputError(
+                f"{records[0].origin}: no column {column!r}, which {user} of task {task.name} "
+                f"reads; there are {sorted(present)}"
+            )
+
+
+def _render(
+    task: TaskConfig,
+    templates: Sequence[Template],
+    records: Sequence[Record],
+    seed: int,
+    rejected: list[Rejected],
+) -> list[Example]:
+    """Applies the templates; a record that does not render is rejected, with the reason."""
+    chosen: list[list[int]] = [[] for _ in templates]
+    for number, record in enumerate(records):
+        for t in _chosen_templates(task, len(templates), record, seed):
+            chosen[t].append(number)
+    results: list[list[Example]] = [[] for _ in records]
+    split_columns = task.split_by or sorted({c for t in templates for c in t.columns})
+    for template, numbers in zip(templates, chosen, strict=True):
+        outcomes = template.render_batch([records[n].fields for n in numbers])
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            record = records[number]
+            if not isinstance(outcome, Rendered):
+                rejected.append(Rejected(record.origin, outcome.reason, str(outcome)))
+                continue
+            results[number].append(
+                Example(
+                    task=task.name,
+                    template=template.name,
+                    messages=({"role": "user", "content": outcome.prompt},),
+                    completion=outcome.completion,
+                    choices=outcome.answer_choices or (),
+                    label=str(record.fields.get(task.balance_by, "")),
+                    key=content_key(*(str(record.fields.get(c, "")) for c in split_columns)),
+                    origin=record.origin,
+                )
+            )
+    return [example for examples in results for example in examples]
+
+
+def _chosen_templates(task: TaskConfig, count: int, record: Record, seed: int) -> Iterator[int]:
+    if task.template_choice == "all" or count == 1:
+        yield from range(count)
+        return
+    text = json.dumps([seed, record.fields], sort_keys=True, default=str)
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    yield int.from_bytes(digest, "big") % count
+
+
+def _fit(
+    examples: Sequence[Example], config: DataConfig, chat: Chat, rejected: list[Rejected]
+) -> tuple[list[Example], int]:
+    """Drops, cuts or refuses examples over `max_length`, and those with special tokens as text."""
+    fitting, num_truncated = [], 0
+    clean = []
+    for example in examples:
+        texts = (*(m["content"] for m in example.messages), example.completion)
+        if token := chat.special_token_in(*texts):
+            detail = f"the text holds the special token {token!r}"
+            rejected.append(Rejected(example.origin, "special_token", detail))
+        else:
+            clean.append(example)
+    # Ranking tokenizes each choice behind the prompt, so the longest choice counts.
+    answers = [max((e.completion, *e.choices), key=len) for e in clean]
+    encoded = chat.encode(zip((e.messages for e in clean), answers, strict=True))
+    for example, answer, tokens in zip(clean, answers, encoded, strict=True):
+        length = len(tokens.ids)
+        if length <= config.max_length:
+            fitting.append(example)
+            continue
+        detail = f"{length} tokens, max_length is {config.max_length}"
+        if config.on_too_long == "error":
+            raise InputError(f"{example.origin}: {detail}; see config.data.on_too_long")
+        cut = None
+        if config.on_too_long == "truncate":
+            cut = _truncated(example, answer, tokens, config.max_length, chat)
+        if cut is None:
+            rejected.append(Rejected(example.origin, "too_long", detail))
+        else:
+            fitting.append(cut)
+            num_truncated += 1
+    return fitting, num_truncated
+
+
+def _truncated(
+    example: Example, answer: str, tokens: Encoded, max_length: int, chat: Chat
+) -> Example | None:
+    """Cuts the middle of the last user turn until the example fits; None if it cannot."""
+    content = example.messages[-1]["content"]
+    for margin in (4, 12, 40):
+        start = tokens.text.rfind(content)
+        inside = np.flatnonzero(
+            (tokens.spans[:, 0] >= start) & (tokens.spans[:, 1] <= start + len(content))
+        )
+        excess = len(tokens.ids) - max_length + margin
+        if start < 0 or len(inside) <= excess:
+            return None
+        middle = (len(inside) - excess) // 2
+        first = int(tokens.spans[inside[middle], 0]) - start
+        last = int(tokens.spans[inside[middle + excess - 1], 1]) - start
+        shorter = content[:first].rstrip() + _ELLIPSIS + content[last:].lstrip()
+        messages = (*example.messages[:-1], {**example.messages[-1], "content": shorter})
+        if len(chat.encode([(messages, answer)])[0].ids) <= max_length:
+            return Example(**{**_shallow(example), "messages": messages})
+    return None
+
+
+def _shallow(example: Example) -> dict[str, Any]:
+    return {name: getattr(example, name) for name in Example.__slots__}
+
+
+def _refuse_too_many(
+    task: TaskConfig, config: DataConfig, num_records: int, rejected: Sequence[Rejected]
+) -> None:
+    bad = len({r.origin for r in rejected})
+    if bad > config.max_rejected * num_records:
+        first = rejected[0]
+        raise InputError(
+            f"task {task.name}: {bad} of {num_records} records were rejected, more than "
+            f"config.data.max_rejected={config.max_rejected}; first: {first.origin}: "
+            f"{first.reason}: {first.detail}"
+        )
+
+
+def _subset(task: TaskConfig, split: str, examples: list[Example], seed: int) -> list[Example]:
+    """The split's first `size` records in hash order, with all their templates."""
+    by_origin: dict[str, list[Example]] = {}
+    for example in examples:
+        by_origin.setdefault(example.origin, []).append(example)
+    groups = list(by_origin.values())
+    if task.size(split) > len(groups):
+        raise InputError(
+            f"config.data.tasks: {task.name}.{split}_size is {task.size(split)}, "
+            f"but the split has {len(groups)} records"
+        )
+    balance = bool(task.balance_by and task.size(split))
+    try:
+        chosen = take_subset(
+            [group[0].key for group in groups],
+            task.size(split) or len(groups),
+            labels=[group[0].label for group in groups],
+            balance=balance,
+            seed=seed,
+        )
+    except InputError as error:
+        raise InputError(f"config.data.tasks: {task.name}.{split}_size: {error}") from error
+    return [example for index in chosen for example in groups[index]]
+
+
+def card(data: DataSet) -> dict[str, Any]:
+    """Counts and hashes per task and split, as data/card.json holds them."""
+    return {
+        "max_length": data.config.max_length,
+        "tasks": {task.config.name: _task_card(task, data.chat) for task in data.tasks},
+    }
+
+
+def _task_card(task: TaskData, chat: Chat) -> dict[str, Any]:
+    return {
+        "config": asdict(task.config),
+        "records": task.num_records,
+        "rejected": dict(Counter(r.reason for r in task.rejected)),
+        "duplicates": task.num_duplicates,
+        "truncated": task.num_truncated,
+        "splits": {name: _split_card(task.splits[name], chat) for name in SPLITS},
+    }
+
+
+def _split_card(examples: Sequence[Example], chat: Chat) -> dict[str, Any]:
+    encoded = chat.encode((e.messages, e.completion) for e in examples)
+    digest = hashlib.blake2b(digest_size=16)
+    for e in examples:
+        content = [[m["content"] for m in e.messages], e.completion]
+        digest.update(json.dumps(content).encode())
+    choices = Counter(e.completion for e in examples if e.choices)
+    return {
+        "records": len({e.origin for e in examples}),
+        "examples": len(examples),
+        "tokens": int(sum(len(e.ids) for e in encoded)),
+        "trained_tokens": int(sum(e.trained.sum() for e in encoded)),
+        "longest": int(max((len(e.ids) for e in encoded), default=0)),
+        "templates": dict(Counter(e.template for e in examples)),
+        "answers": dict(sorted(choices.items())),
+        "content_hash": digest.hexdigest(),
+    }
+
+
+def write_card(data: DataSet, folder: Path) -> dict[str, Any]:
+    """Writes card.json and rejected.jsonl into a folder, and returns the card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counted = card(data)
+    (folder / "card.json").write_text(json.dumps(counted, indent=2, ensure_ascii=False) + "\n")
+    with (folder / "rejected.jsonl").open("w", encoding="utf-8") as file:
+        for task in data.tasks:
+            for r in task.rejected:
+                line = {"task": task.config.name, **asdict(r)}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return counted

@@ -1,0 +1,73 @@
+"""The card and training examples as text for a terminal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ift_jax.data.chat import Encoded
+from ift_jax.data.pipeline import DataSet
+
+_COLOUR, _PLAIN = "\033[1;32m", "\033[0m"
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    """The card as a few lines per task."""
+    lines = []
+    for name, task in card["tasks"].items():
+        rejected = sum(task["rejected"].values())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in task["rejected"].items())
+        lines.append(
+            f"task {name}: {task['records']} records, {rejected} rejected"
+            + (f" ({reasons})" if reasons else "")
+            + f", {task['duplicates']} duplicates, {task['truncated']} truncated"
+        )
+        for split, s in task["splits"].items():
+            answers = ", ".join(f"{answer}: {count}" for answer, count in s["answers"].items())
+            lines.append(
+                f"  {split:<10} {s['examples']:>6} examples, {s['tokens']:>8} tokens, "
+                f"{s['trained_tokens']:>7} trained, longest {s['longest']:>4}"
+                + (f"; answers {answers}" if answers else "")
+            )
+        for template, count in task["splits"]["train"]["templates"].items():
+            lines.append(f"  template {template!r}: {count} training examples")
+    return "\n".join(lines)
+
+
+def preview(data: DataSet, count: int, *, tokens: bool, colour: bool) -> Iterator[str]:
+    """The first training examples with what is trained marked as ⟦...⟧.
+
+    Args:
+        tokens: one token a line instead of running text.
+        colour: trained text in green too.
+    """
+    examples = data.examples("train")[:count]
+    encoded = data.chat.encode((e.messages, e.completion) for e in examples)
+    for example, one in zip(examples, encoded, strict=True):
+        head = (
+            f"--- {example.origin}, template {example.template!r}, {len(one.ids)} tokens, "
+            f"{int(one.trained.sum())} trained"
+        )
+        body = _token_lines(data, one) if tokens else _marked(one)
+        if colour:
+            body = body.replace("⟦", f"{_COLOUR}⟦").replace("⟧", f"⟧{_PLAIN}")
+        yield f"{head}\n{body}"
+
+
+def _marked(one: Encoded) -> str:
+    pieces, inside, at = [], False, 0
+    for (_, end), trained in zip(one.spans.tolist(), one.trained.tolist(), strict=True):
+        if trained != inside:
+            pieces.append("⟦" if trained else "⟧")
+            inside = trained
+        pieces.append(one.text[at:end])
+        at = max(at, end)
+    return "".join(pieces) + ("⟧" if inside else "")
+
+
+def _token_lines(data: DataSet, one: Encoded) -> str:
+    names = data.chat.tokenizer.convert_ids_to_tokens(one.ids.tolist())
+    return "\n".join(
+        f"{number:>5} {int(token_id):>6} {'⟦' + name + '⟧' if trained else ' ' + name}"
+        for number, (token_id, name, trained) in enumerate(
+            zip(one.ids, names, one.trained, strict=True)
+        )
+    )

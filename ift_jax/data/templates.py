@@ -1,0 +1,318 @@
+"""Prompt templates of the promptsource format: records in, prompts and completions out.
+
+A template is a Jinja text in which `|||` stands between the prompt and the completion; its
+answer choices are a second Jinja text. Files written for promptsource work unchanged.
+Rendering happens in a worker process that is bounded in time and memory, see
+`template_worker`, so a template file may come from anywhere.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import jinja2
+
+from ift_jax.data import template_analysis
+from ift_jax.data.template_sandbox import Failure, Reply, render_records
+from ift_jax.data.template_yaml import TemplateFields, read_template_file
+from ift_jax.errors import InputError
+
+METADATA_KEYS = ("choices_in_prompt", "languages", "metrics", "original_task")
+REQUIRED_KEYS = ("name", "jinja", "answer_choices")
+MIN_LEAK_CHARS = 8  # a shorter target may stand in a prompt by chance
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One training example as text, or one question for evaluation."""
+
+    prompt: str
+    completion: str
+    answer_choices: tuple[str, ...] | None  # if there are some, the completion is one of them
+
+
+class TemplateRejection(ValueError):
+    """Why a record and a template do not make a training example.
+
+    Attributes:
+        reason: A slug to count by:
+            `blank` (nothing was rendered), `no_separator`, `three_parts` (or more),
+            `empty_prompt`, `empty_target`, `target_not_in_choices`: the text is no example;
+            `undefined_column`, `printed_none`, `record_has_answer_choices`: the record does
+            not suit the template;
+            `template_error`, `timeout`, `too_large`: rendering failed or was stopped.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt template; usually one of a file's, see `load_templates`.
+
+    Example:
+        >>> template = Template(
+        ...     name="Predict the stars",
+        ...     jinja="{{ text }} Stars: ||| {{ stars }}",
+        ...     answer_choices="1 ||| 2 ||| 3",
+        ... )
+        >>> template.render({"text": "Works well.", "stars": 3})
+        Rendered(prompt='Works well. Stars:', completion='3', answer_choices=('1', '2', '3'))
+        >>> template.apply({"text": "Works well.", "stars": 7})
+        ['Works well. Stars:', '7']
+        >>> template.render({"text": "Works well.", "stars": 7})
+        Traceback (most recent call last):
+            ...
+        ift_jax.data.templates.TemplateRejection: ...: the target '7' is none of the choices ...
+    """
+
+    name: str
+    jinja: str
+    answer_choices: str | None = None
+    id: str = ""
+    reference: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    file: str = "<no file>"
+    line: int = 0
+    key: str = ""  # under which the file has it; equals the id in a tidy file
+
+    def apply(self, record: Mapping[str, Any]) -> list[str]:
+        """The parts between separators, exactly as promptsource 0.2.3 gives them.
+
+        That includes its truncation: each printed value is cut to 2,048 characters.
+
+        Raises:
+            TemplateRejection: Where promptsource raises, or where rendering was stopped.
+        """
+        (reply,) = self._replies([record], strict=False)
+        if isinstance(reply, Failure):
+            raise self._rejection(reply.reason, reply.message)
+        return reply.parts
+
+    def render(self, record: Mapping[str, Any]) -> Rendered:
+        """The record as a training example, whole: nothing is cut.
+
+        Raises:
+            TemplateRejection: Unless that gives a prompt and a completion, both non-empty and
+                made of values that the record has, and the completion is one of the answer
+                choices if there are any.
+        """
+        (result,) = self.render_batch([record])
+        if isinstance(result, TemplateRejection):
+            raise result
+        return result
+
+    def render_batch(
+        self, records: Iterable[Mapping[str, Any]]
+    ) -> list[Rendered | TemplateRejection]:
+        """`render` for many records; a rejection stands where `render` would have raised it.
+
+        After three records in a row that ran out of time, those that follow are rejected untried.
+        """
+        replies = self._replies(list(records), strict=True)
+        return [self._judge(reply) for reply in replies]
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns of a record that the template or its answer choices may read.
+
+        Raises:
+            InputError: If the template is not valid Jinja.
+        """
+        names = _undeclared(self, "jinja", self.jinja)
+        if self.answer_choices is not None:
+            names |= _undeclared(self, "answer_choices", self.answer_choices)
+        return names - {"answer_choices"}
+
+    @property
+    def where(self) -> str:
+        """Where a person finds the template."""
+        line = f", line {self.line}" if self.line else ""
+        return f"{self.file}{line}: template {self.name!r}"
+
+    def _replies(self, records: Sequence[Mapping[str, Any]], strict: bool) -> list[Reply]:
+        return render_records(self.jinja, self.answer_choices, strict, records)
+
+    def _rejection(self, reason: str, message: str) -> TemplateRejection:
+        return TemplateRejection(reason, f"{self.where}: {message}")
+
+    def _judge(self, reply: Reply) -> Rendered | TemplateRejection:
+        if isinstance(reply, Failure):
+            return self._rejection(reply.reason, reply.message)
+        match reply.parts:
+            case [""]:
+                return self._rejection("blank", "nothing is left of it for this record")
+            case [_]:
+                return self._rejection("no_separator", "no ||| was rendered, so there is no target")
+            case ["", _]:
+                return self._rejection("empty_prompt", "nothing stands before the |||")
+            case [_, ""]:
+                return self._rejection("empty_target", "nothing stands after the |||")
+            case [prompt, target]:
+                choices = reply.answer_choices
+                if choices is None:
+                    return Rendered(prompt, target, None)
+                if target in choices:
+                    return Rendered(prompt, target, tuple(choices))
+                listed = ", ".join(repr(choice) for choice in choices)
+                message = f"the target {target[:80]!r} is none of the choices {listed[:300]}"
+                return self._rejection("target_not_in_choices", message)
+        num_parts = len(reply.parts)
+        message = f"{num_parts} parts instead of two: {num_parts - 1} ||| were rendered"
+        return self._rejection("three_parts", message)
+
+
+def load_templates(path: str | PathLike[str]) -> dict[str, Template]:
+    """The templates of a promptsource YAML file by name, in file order.
+
+    Raises:
+        InputError: If the file is missing or is not such a file, two templates share a name, or
+            a template is not valid Jinja. Doubtful but working templates are for `lint`.
+    """
+    templates: dict[str, Template] = {}
+    for key, fields in read_template_file(path).items():
+        template = _template(str(path), key, fields)
+        if template.name in templates:
+            first = templates[template.name].line
+            raise InputError(f"{template.where}: line {first} has one of this name: rename one")
+        _ = template.columns  # parses it
+        templates[template.name] = template
+    return templates
+
+
+def _template(file: str, key: str, fields: TemplateFields) -> Template:
+    values, line = fields
+    where = f"{file}, line {line}: template {values.get('name', key)!r}"
+    for required in REQUIRED_KEYS:
+        if required not in values:
+            hint = (
+                ' (write "answer_choices: null" for none)' if required == "answer_choices" else ""
+            )
+            raise InputError(f"{where}: the key {required!r} is missing{hint}")
+    metadata = values.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InputError(
+            f"{where}: metadata is {_kind(metadata)}, not `!TemplateMetadata` and keys"
+        )
+    texts = {name: values.get(name) for name in (*REQUIRED_KEYS, "id", "reference")}
+    for name, value in texts.items():
+        optional = name not in ("name", "jinja") and value is None
+        if not (isinstance(value, str) or optional):
+            raise InputError(f"{where}: {name} is {_kind(value)}, not text: put it in quotes")
+    return Template(
+        name=values["name"],
+        jinja=values["jinja"],
+        answer_choices=values["answer_choices"],
+        id=texts["id"] or "",
+        reference=texts["reference"] or "",
+        metadata={name: metadata.get(name) for name in METADATA_KEYS},
+        file=file,
+        line=line,
+        key=key,
+    )
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None else f"of type {type(value).__name__}"
+
+
+def lint(
+    templates: Mapping[str, Template],
+    columns: Collection[str] | None = None,
+    records: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """What is doubtful about templates, a line each: file, line, template, problem.
+
+    Args:
+        templates: As `load_templates` gives them, or several such dicts merged.
+        columns: Those of the data set; without them, unknown columns are not looked for.
+        records: Samples of the data set. With them, templates are also judged by what they
+            render: which records are rejected, whether the target can be read in the prompt
+            (as it rightly can where answers are quoted from a passage), which choices never
+            come up.
+
+    Example:
+        >>> doubtful = Template(name="Headline", jinja="{{ body }} {{ title }} ||| {{ title }}")
+        >>> for finding in lint({"Headline": doubtful}, columns=["body"]):
+        ...     print(finding)
+        <no file>: template 'Headline': metadata lacks choices_in_prompt, languages, ...
+        <no file>: template 'Headline': the data has no column title
+        <no file>: template 'Headline': the target is title, which the prompt prints
+    """
+    findings = []
+    first_with: dict[tuple[str, str, str], str] = {}
+    for template in templates.values():
+        problems = [
+            *_problems_of_form(template, columns),
+            *_problems_of_samples(template, records),
+        ]
+        for kind, text in (("name", template.name), ("text", template.jinja.strip())):
+            first = first_with.setdefault((template.file, kind, text), template.name)
+            if first is not template.name:
+                problems.append(f"the same {kind} as template {first!r}")
+        findings += [f"{template.where}: {problem}" for problem in problems]
+    return findings
+
+
+def _problems_of_form(template: Template, columns: Collection[str] | None) -> Iterator[str]:
+    """What can be said of a template without a record."""
+    if template.key != template.id:
+        yield f"its key {template.key} is not its id {template.id}"
+    if lacking := [name for name in METADATA_KEYS if template.metadata.get(name) is None]:
+        yield f"metadata lacks {', '.join(lacking)}"
+    if columns is not None and (unknown := template.columns - set(columns)):
+        yield f"the data has no column {', '.join(sorted(unknown))}"
+    most = template_analysis.most_separators(template.jinja)
+    if most == 0:
+        yield "no ||| separates a target from the prompt"
+    elif most > 1:
+        yield "more than one ||| can be rendered"
+    if template.answer_choices is not None and "answer_choices" not in (
+        template_analysis.undeclared_names(template.jinja)
+    ):
+        yield "answer_choices are given, and never used in the text"
+    prompt, target = template_analysis.printed_columns(template.jinja)
+    if target and target <= prompt:
+        yield f"the target is {', '.join(sorted(target))}, which the prompt prints"
+
+
+def _problems_of_samples(template: Template, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What rendering some records shows."""
+    results = template.render_batch(records)
+    examples = [result for result in results if isinstance(result, Rendered)]
+    rejections = [result for result in results if isinstance(result, TemplateRejection)]
+    if rejections:
+        counts = Counter(rejection.reason for rejection in rejections)
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        yield f"{len(rejections)} of {len(results)} samples are rejected: {listed}"
+    leaks = sum(
+        len(example.completion) >= MIN_LEAK_CHARS and example.completion in example.prompt
+        for example in examples
+        if example.answer_choices is None
+    )
+    if leaks:
+        yield f"the target can be read in the prompt in {leaks} of {len(examples)} samples"
+    choices = {example.answer_choices for example in examples}
+    if len(choices) == 1 and (fixed := choices.pop()) and len(examples) >= 4 * len(fixed):
+        targets = {example.completion for example in examples}
+        if unused := [choice for choice in fixed if choice not in targets]:
+            yield f"the choice {', '.join(map(repr, unused))} is no sample's target"
+
+
+def _undeclared(template: Template, part: str, text: str) -> frozenset[str]:
+    try:
+        return template_analysis.undeclared_names(text)
+    except jinja2.TemplateSyntaxError as error:
+        message = f"{template.where}: line {error.lineno} of {part}: {error.message}"
+        raise InputError(" ".join(message.split())) from error
+    except RecursionError as error:
+        raise InputError(f"{template.where}: {part} is nested too deeply") from error

@@ -1,0 +1,138 @@
+"""Rank classification: the log-likelihood of every answer choice behind a prompt."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
+
+from ift_jax.data.chat import Chat, Message
+from ift_jax.evaluation.batching import (
+    common_prefix,
+    compute_prefix,
+    groups,
+    place_rows,
+    row_shards,
+)
+from ift_jax.models.decoder import Params, Prefix, Structure
+from ift_jax.train.loss import token_nll
+
+
+class Question(NamedTuple):
+    """A prompt's token ids, and those of each choice behind it, end of turn included."""
+
+    prompt: NDArray[np.int32]
+    choices: tuple[NDArray[np.int32], ...]
+
+
+def encode_questions(
+    chat: Chat, prompts: Sequence[tuple[Sequence[Message], Sequence[str]]]
+) -> list[Question]:
+    """Tokenizes (messages, choices), each choice with its prompt as training does.
+
+    Where a choice changes how the prompt's last characters are tokenized, the common
+    tokens are the prompt and the rest belongs to the choices.
+    """
+    encoded = iter(chat.encode((messages, c) for messages, cs in prompts for c in cs))
+    questions = []
+    for _, choices in prompts:
+        group = [next(encoded) for _ in choices]
+        shared = min(int(np.argmax(e.trained)) for e in group)
+        for e in group:
+            differs = np.flatnonzero(e.ids[:shared] != group[0].ids[:shared])
+            shared = int(differs[0]) if len(differs) else shared
+        questions.append(Question(group[0].ids[:shared], tuple(e.ids[shared:] for e in group)))
+    return questions
+
+
+def choice_log_likelihoods(
+    structure: Structure, params: Params, questions: Sequence[Question], *, mesh: Mesh | None = None
+) -> list[NDArray[np.float64]]:
+    """Summed log-likelihood of each choice's tokens in nats, one array per question.
+
+    A row holds a prompt once and its choices side by side: a choice's tokens see the
+    prompt and themselves, and count their positions on from the prompt. What the prompts
+    of all questions begin with (instructions, exemplars) is computed once for all.
+    """
+    shared = common_prefix([question.prompt for question in questions])
+    prefix = compute_prefix(structure, params, questions[0].prompt[:shared]) if shared else None
+    lengths = [len(q.prompt) - shared + sum(map(len, q.choices)) for q in questions]
+    results: list[NDArray[np.float64]] = [np.zeros(0)] * len(questions)
+    room = max((sum(map(len, q.choices)) for q in questions), default=1)
+    for group in groups(lengths, row_shards(mesh)):
+        rows = _Rows.empty(group.rows, group.length, room)
+        owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
+        nll = np.asarray(
+            _target_nll(structure, params, prefix, *(place_rows(mesh, array) for array in rows)),
+            np.float64,
+        )
+        for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
+            count = len(questions[member].choices)
+            results[member] = -np.bincount(owner, nll[row, : len(owner)], minlength=count)
+    return results
+
+
+class _Rows(NamedTuple):
+    """Arrays of one call: tokens, positions and branches [B, S]; targets [B, P].
+
+    branch is 0 on the prompt, c + 1 on choice c, -1 on padding.
+    """
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    branches: NDArray[np.int32]
+    target_positions: NDArray[np.int32]
+    targets: NDArray[np.int32]
+
+    @staticmethod
+    def empty(rows: int, length: int, room: int) -> "_Rows":
+        shape, targets = (rows, length), (rows, room)
+        zeros = [np.zeros(s, np.int32) for s in (shape, shape, targets, targets)]
+        return _Rows(zeros[0], zeros[1], np.full(shape, -1, np.int32), zeros[2], zeros[3])
+
+    def fill(self, row: int, question: Question, shared: int) -> NDArray[np.int64]:
+        """Writes a question into a row; returns which choice each target belongs to."""
+        prompt = question.prompt[shared:]
+        size = len(prompt)
+        self.tokens[row, :size] = prompt
+        self.positions[row, :size] = shared + np.arange(size)
+        self.branches[row, :size] = 0
+        at, used, owners = size, 0, []
+        for number, choice in enumerate(question.choices):
+            end, count = at + len(choice), len(choice)
+            self.tokens[row, at:end] = choice
+            self.positions[row, at:end] = shared + size + np.arange(count)
+            self.branches[row, at:end] = number + 1
+            self.target_positions[row, used : used + count] = [size - 1, *range(at, end - 1)]
+            self.targets[row, used : used + count] = choice
+            owners += [number] * count
+            at, used = end, used + count
+        return np.array(owners, np.int64)
+
+
+@jax.jit(static_argnums=0)
+def _target_nll(
+    structure: Structure,
+    params: Params,
+    prefix: Prefix | None,
+    tokens: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+    branches: Int[Array, "B S"],
+    target_positions: Int[Array, "B P"],
+    targets: Int[Array, "B P"],
+) -> Float[Array, "B P"]:
+    module = structure.merge(params)
+    query, key = branches[:, :, None], branches[:, None, :]
+    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+    mask = causal & (key >= 0) & ((key == 0) | (key == query))
+    hidden, _ = module.score_states(tokens, positions, mask, prefix)
+    gathered = jnp.take_along_axis(hidden, target_positions[..., None], axis=1)
+
+    def one_row(xs: tuple[Array, Array]) -> Array:
+        return token_nll(module.logits(xs[0]), xs[1])[0]
+
+    return jax.lax.map(one_row, (gathered, targets), batch_size=16)

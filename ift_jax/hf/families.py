@@ -1,0 +1,169 @@
+"""Model families as tables: which config fields mean what, and where each tensor lives.
+
+A family is data. The same rows are read forwards for import and backwards for export
+(`ift_jax.hf.weights`), so the two cannot drift apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ift_jax.errors import InputError
+from ift_jax.models.decoder import DecoderConfig
+
+# Fields of any config.json that do not change logits.
+_INERT = frozenset(
+    """_name_or_path _attn_implementation_autoset architectures auto_map bos_token_id
+    chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder
+    is_llama_config label2id model_type output_attentions output_hidden_states pad_token_id
+    pretraining_tp problem_type return_dict torch_dtype transformers.js_config
+    transformers_version unk_token_id use_cache""".split()
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of the checkpoint and its place in our tree.
+
+    Attributes:
+        name: Hugging Face name; `{}` stands for the layer's number.
+        path: our path, dot-separated; per-layer tensors are stacked along axis 0 there.
+        part: the slice of our array (of one layer) that this tensor fills.
+        in_axes: 0 for tensors stored alike; else a linear weight, stored [out, in], of
+            which our part has the input axes first, this many, and the output axes after.
+    """
+
+    name: str
+    path: str
+    part: Any = ()
+    in_axes: int = 0
+
+    @property
+    def per_layer(self) -> bool:
+        return "{}" in self.name
+
+
+@dataclass(frozen=True)
+class Family:
+    """A `model_type` of transformers.
+
+    `neutral` are the fields that we do not implement, with the values at which they do
+    nothing; any other value is refused. `fields` are those that `decoder_config` reads.
+    """
+
+    model_type: str
+    architecture: str
+    fields: frozenset[str]
+    neutral: Mapping[str, tuple[Any, ...]]
+    rows: tuple[Row, ...]
+    untied_rows: tuple[Row, ...]
+
+
+_ATTENTION = "layers.attention"
+_LAYER = "model.layers.{}"
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    fields=frozenset(
+        """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+        num_key_value_heads head_dim rope_theta rope_parameters rms_norm_eps
+        tie_word_embeddings max_position_embeddings""".split()
+    ),
+    neutral={
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "attention_dropout": (0, 0.0),
+        "rope_scaling": (None,),
+        "rope_interleaved": (False,),
+        "quantization_config": (None,),
+    },
+    rows=(
+        Row("model.embed_tokens.weight", "embedding"),
+        Row(f"{_LAYER}.input_layernorm.weight", "layers.attention_norm"),
+        Row(f"{_LAYER}.self_attn.q_proj.weight", f"{_ATTENTION}.qkv", np.s_[:, :, :-2], 1),
+        Row(f"{_LAYER}.self_attn.k_proj.weight", f"{_ATTENTION}.qkv", np.s_[:, :, -2], 1),
+        Row(f"{_LAYER}.self_attn.v_proj.weight", f"{_ATTENTION}.qkv", np.s_[:, :, -1], 1),
+        Row(f"{_LAYER}.self_attn.o_proj.weight", f"{_ATTENTION}.out", (), 3),
+        Row(f"{_LAYER}.post_attention_layernorm.weight", "layers.mlp_norm"),
+        Row(f"{_LAYER}.mlp.gate_proj.weight", "layers.mlp.gate_up", np.s_[:, 0], 1),
+        Row(f"{_LAYER}.mlp.up_proj.weight", "layers.mlp.gate_up", np.s_[:, 1], 1),
+        Row(f"{_LAYER}.mlp.down_proj.weight", "layers.mlp.down", (), 1),
+        Row("model.norm.weight", "final_norm"),
+    ),
+    untied_rows=(Row("lm_head.weight", "output"),),
+)
+
+FAMILIES = {family.model_type: family for family in (LLAMA,)}
+
+
+def family_of(hf_config: Mapping[str, Any], where: str) -> Family:
+    """The family named by `model_type`. Raises InputError for one that we do not have."""
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{where}: model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def weight_rows(family: Family, config: DecoderConfig) -> tuple[Row, ...]:
+    """The tensors that a checkpoint with this config holds."""
+    return family.rows if config.tie_embeddings else family.rows + family.untied_rows
+
+
+def decoder_config(hf_config: Mapping[str, Any], where: str) -> DecoderConfig:
+    """What config.json says, in our terms.
+
+    Args:
+        hf_config: the parsed config.json, complete (see `ift_jax.hf.folder.read_config`).
+        where: names the file in errors.
+
+    Raises:
+        InputError: for a missing field, and for one that we neither read nor find at the
+            value where it does nothing, since ignoring it would give wrong logits.
+    """
+    family = family_of(hf_config, where)
+    for name, value in hf_config.items():
+        if name in family.neutral:
+            if value not in family.neutral[name]:
+                raise InputError(
+                    f"{where}: {name}={value!r} is not supported; only {family.neutral[name][0]!r}"
+                )
+        elif name not in family.fields and name not in _INERT:
+            raise InputError(f"{where}: unknown field {name}={value!r}; it may change the logits")
+
+    def read(name: str) -> Any:
+        if hf_config.get(name) is None:
+            raise InputError(f"{where}: the field {name} is missing")
+        return hf_config[name]
+
+    heads = read("num_attention_heads")
+    return DecoderConfig(
+        vocab_size=read("vocab_size"),
+        width=read("hidden_size"),
+        mlp_width=read("intermediate_size"),
+        num_layers=read("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=read("num_key_value_heads"),
+        head_size=hf_config.get("head_dim") or read("hidden_size") // heads,
+        rope_base=_rope_base(hf_config, where),
+        norm_epsilon=read("rms_norm_eps"),
+        tie_embeddings=read("tie_word_embeddings"),
+        max_positions=read("max_position_embeddings"),
+    )
+
+
+def _rope_base(hf_config: Mapping[str, Any], where: str) -> float:
+    """`rope_parameters` of transformers 5, or `rope_theta` of the versions before."""
+    parameters = dict(hf_config.get("rope_parameters") or {})
+    base = parameters.pop("rope_theta", hf_config.get("rope_theta"))
+    kind = parameters.pop("rope_type", "default")
+    if kind != "default" or parameters:
+        raise InputError(f"{where}: rope_parameters {hf_config['rope_parameters']} is not supported")
+    if base is None:
+        raise InputError(f"{where}: neither rope_parameters.rope_theta nor rope_theta is given")
+    return float(base)

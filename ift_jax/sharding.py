@@ -1,0 +1,107 @@
+"""The device mesh, the one table from logical axes to mesh axes, and placing arrays on it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ift_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Axes that are not listed are replicated.
+RULES: dict[str, tuple[str, ...]] = {
+    "rows": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1 and takes what devices remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise InputError(f"config.mesh.{name}: expected a positive size or -1, got {size}")
+        if sum(size == -1 for size in sizes.values()) > 1:
+            raise InputError(f"config.mesh: only one axis may be -1, got {sizes}")
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """A mesh over all devices. Raises InputError if the sizes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise InputError(
+            f"config.mesh: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does "
+            f"not fill {len(devices)} devices; set one of them to -1"
+        )
+    return Mesh(
+        np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    )
+
+
+def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The partition of an array with these logical axes.
+
+    Example:
+        >>> spec(("embed", None, "mlp"))
+        PartitionSpec('fsdp', None, 'tensor')
+    """
+    return PartitionSpec(*(_mesh_axes(axis) for axis in axes))
+
+
+def _mesh_axes(axis: str | None) -> str | tuple[str, ...] | None:
+    names = RULES.get(axis, ()) if axis else ()
+    return None if not names else names[0] if len(names) == 1 else names
+
+
+def param_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+    """A NamedSharding per parameter. Raises InputError where a size does not divide."""
+
+    def place(path: Any, names: tuple[str, ...], shape: Any) -> NamedSharding:
+        partition = spec(names)
+        for axis, size, mesh_axes in zip(names, shape.shape, partition, strict=True):
+            group = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
+            parts = int(np.prod([mesh.shape[a] for a in group]))
+            if size % parts:
+                raise InputError(
+                    f"config.mesh: {jax.tree_util.keystr(path)} has {axis}={size}, which does not "
+                    f"divide over {'x'.join(group)}={parts}; choose a divisor of {size}"
+                )
+        return NamedSharding(mesh, partition)
+
+    return jax.tree_util.tree_map_with_path(
+        place, axes, shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over the data and fsdp axes."""
+    return NamedSharding(mesh, spec(("rows",)))
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are cut."""
+    return int(np.prod([mesh.shape[a] for a in RULES["rows"]]))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation's partition under the mesh in use; without a mesh, x itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes))

@@ -1,0 +1,102 @@
+"""The optimizer, as an optax chain."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+
+from ift_jax.errors import InputError
+
+NAMES = ("adamw", "adafactor", "sgd")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The config's section `optimizer`.
+
+    Attributes:
+        name: "adamw", "adafactor" (a fraction of AdamW's memory) or "sgd" (with momentum b1).
+        peak_lr: the learning rate after warmup.
+        warmup_steps: optimizer steps of linear warmup from 0.
+        schedule: what follows: "cosine" or "linear" decay to `final_share` of the peak, or
+            "constant".
+        final_share: the learning rate at the last step, as a share of peak_lr.
+        weight_decay: decoupled; matrices only, never norms.
+        clip_norm: the largest global gradient norm; 0 does not clip.
+        b1, b2, epsilon: AdamW's moments (Loshchilov and Hutter 2019).
+    """
+
+    name: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    peak_lr: float = 5e-5
+    warmup_steps: int = 10
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_share: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise InputError(f"config.optimizer.name: expected one of {NAMES}, got {self.name!r}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(
+                f"config.optimizer.schedule: expected one of {SCHEDULES}, got {self.schedule!r}"
+            )
+        for field in ("peak_lr", "warmup_steps", "weight_decay", "clip_norm", "final_share"):
+            if getattr(self, field) < 0:
+                raise InputError(f"config.optimizer.{field}: must not be negative")
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate by step: warmup, then the schedule down to the last step.
+
+    The first step is not wasted: warmup over w steps starts at peak / w.
+    """
+    warmup = min(config.warmup_steps, num_steps)
+    rest = max(num_steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(config.peak_lr, rest, alpha=config.final_share),
+        "linear": optax.linear_schedule(config.peak_lr, config.peak_lr * config.final_share, rest),
+        "constant": optax.constant_schedule(config.peak_lr),
+    }[config.schedule]
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(config.peak_lr / warmup, config.peak_lr, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, the update rule, weight decay and the schedule."""
+    schedule = make_schedule(config, num_steps)
+    rule = {
+        "adamw": lambda: optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=is_matrix,
+        ),
+        "adafactor": lambda: optax.adafactor(
+            schedule,
+            weight_decay_rate=config.weight_decay or None,
+            weight_decay_mask=is_matrix,
+            multiply_by_parameter_scale=False,
+        ),
+        "sgd": lambda: optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
+            optax.sgd(schedule, momentum=config.b1 or None),
+        ),
+    }[config.name]()
+    if not config.clip_norm:
+        return rule
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def is_matrix(params: Any) -> Any:
+    """True for what weight decay applies to: all but norm scales, told by their names."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in str(path[-1]), params)

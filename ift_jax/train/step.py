@@ -1,0 +1,87 @@
+"""The train step: a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ift_jax.batch import Batch
+from ift_jax.models.decoder import Params, Structure
+from ift_jax.train.loss import LossSums, loss_sums
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step. `step` counts finished steps."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """Sums of the step's batch, and the gradient's global norm before clipping."""
+
+    sums: LossSums
+    gradient_norm: Float[Array, ""]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def gradient_sums(
+    structure: Structure, params: Params, batch: Batch, micro_batches: int
+) -> tuple[Params, LossSums]:
+    """The gradient of the summed loss, in float32, and the sums.
+
+    Rows are cut into `micro_batches` equal parts, one after the other; sums of gradients
+    are added up, so k micro-batches give what one batch gives, to rounding.
+    """
+
+    def loss(params: Params, batch: Batch) -> tuple[Array, LossSums]:
+        sums = loss_sums(structure, params, batch)
+        return sums.nll, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if micro_batches == 1:
+        return gradient(params, batch)
+    rows = batch.tokens.shape[0]
+    # Row i goes to part i % k: each device keeps its rows through all parts.
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(rows // micro_batches, micro_batches, *x.shape[1:]), 1, 0),
+        batch,
+    )
+
+    def body(total: tuple[Params, LossSums], part: Batch) -> tuple[tuple[Params, LossSums], None]:
+        gradients, sums = gradient(params, part)
+        added = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total[0], gradients)
+        return (added, total[1] + sums), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    start = (zeros, LossSums(*(jnp.zeros(()),) * len(LossSums._fields)))
+    total, _ = jax.lax.scan(body, start, parts)
+    return total
+
+
+def make_step(
+    structure: Structure, optimizer: optax.GradientTransformation, micro_batches: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The step for `jax.jit(..., donate_argnums=0)`; it works on abstract arrays too."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        gradients, sums = gradient_sums(structure, state.params, batch, micro_batches)
+        divisor = jnp.maximum(sums.weight, 1.0)  # a batch of padding has no targets
+        gradients = jax.tree.map(
+            lambda g, p: (g / divisor.astype(g.dtype)).astype(p.dtype), gradients, state.params
+        )
+        norm = optax.global_norm(gradients)
+        with jax.numpy_dtype_promotion("standard"):  # optax 0.2.8 mixes dtypes in its updates
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm)
+
+    return step
