@@ -25,6 +25,7 @@ def get_config():
         ),
     )
     config.data.max_length = 192
+    config.data.row_length = 128
     config.train.batch_size = 8
     config.train.eval_every = 50
     config.train.select_by = "accuracy"

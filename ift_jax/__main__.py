@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from ift_jax.errors import InputError
 
@@ -36,6 +36,7 @@ def main() -> None:
         from ift_jax.compilation import enable_compilation_cache
 
         enable_compilation_cache()
+        logging.set_verbosity(logging.WARNING)  # orbax reports every file that it touches
         app.run(command.main, argv=arguments, flags_parser=lambda argv: argv)
     except InputError as error:
         _fail(str(error))

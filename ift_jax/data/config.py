@@ -87,7 +87,10 @@ class DataConfig:
     """Attributes:
     tasks: what to train on and to score.
     path: source of the first task where that names none.
-    max_length: tokens of an example at most, and the length of a packed row.
+    max_length: tokens of an example at most.
+    row_length: tokens of a packed row; 0 takes what the longest allowed example needs.
+    share_prefix: what all examples begin with stands beside the rows and is computed once a
+        batch instead of once an example; results are the same.
     on_too_long: what happens to a longer one: "drop" rejects it, "truncate" cuts the middle
         of its prompt, never its completion, "error" stops.
     pack: several examples share a row; False gives each its own.
@@ -98,6 +101,8 @@ class DataConfig:
     tasks: tuple[TaskConfig, ...] = ()
     path: str = ""
     max_length: int = 512
+    row_length: int = 0
+    share_prefix: bool = True
     on_too_long: Literal["drop", "truncate", "error"] = "drop"
     pack: bool = True
     max_rejected: float = 0.05

@@ -14,7 +14,8 @@ from ift_jax.data.packing import Examples, Plan, deal, plan_rows
 class RowSource:
     """Packed rows of all epochs, one after the other, as a random-access source for grain.
 
-    Row r is row r % rows_per_epoch of epoch r // rows_per_epoch.
+    `prefix` leading tokens, the same in all examples, stay out of the rows; positions count on
+    from them. Row r is row r % rows_per_epoch of epoch r // rows_per_epoch.
     """
 
     def __init__(
@@ -25,8 +26,10 @@ class RowSource:
         seed: int,
         pack: bool = True,
         shuffle: bool = True,
+        prefix: int = 0,
     ):
-        self.examples = examples
+        self.examples = examples = examples.without(prefix)
+        self.prefix = prefix
         self.plan: Plan = plan_rows(examples.lengths, examples.num_targets, row_length, pack=pack)
         self.seed, self.shuffle = seed, shuffle
         self._deal = lru_cache(maxsize=2)(self._deal_epoch)
@@ -48,11 +51,11 @@ class RowSource:
         )
 
     def __getitem__(self, index: int) -> Batch:
-        return fill_row(self.examples, self.members(index), self.plan)
+        return fill_row(self.examples, self.members(index), self.plan, self.prefix)
 
     def padding(self) -> Batch:
         """A row without an example."""
-        return fill_row(self.examples, np.zeros(0, np.int64), self.plan)
+        return fill_row(self.examples, np.zeros(0, np.int64), self.plan, self.prefix)
 
     def members(self, index: int) -> NDArray[np.int64]:
         """The numbers of the examples in a row."""
@@ -66,7 +69,9 @@ class RowSource:
         return self.plan.order, np.arange(self.plan.num_rows)
 
 
-def fill_row(examples: Examples, members: NDArray[np.int64], plan: Plan) -> Batch:
+def fill_row(
+    examples: Examples, members: NDArray[np.int64], plan: Plan, first_position: int = 0
+) -> Batch:
     """One row (arrays without the B axis) of these examples, padded to the plan's sizes.
 
     The last token of an example predicts nothing, and the first is no target: no position
@@ -86,7 +91,7 @@ def fill_row(examples: Examples, members: NDArray[np.int64], plan: Plan) -> Batc
         begin, end = examples.starts[member], examples.starts[member + 1]
         length = int(end - begin)
         row.tokens[at : at + length] = examples.ids[begin:end]
-        row.positions[at : at + length] = np.arange(length)
+        row.positions[at : at + length] = first_position + np.arange(length)
         row.segment_ids[at : at + length] = segment
         targets = np.flatnonzero(examples.trained[begin + 1 : end])
         count = len(targets)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
 
+MIN_PREFIX = 8
+
 
 class Examples(NamedTuple):
     """Tokenized examples, one behind the other.
@@ -52,6 +54,33 @@ class Examples(NamedTuple):
         counted[self.starts[:-1]] = 0
         sums = np.concatenate([[0], np.cumsum(counted)])
         return sums[self.starts[1:]] - sums[self.starts[:-1]]
+
+
+    def common_prefix(self) -> NDArray[np.int32]:
+        """The tokens that all examples begin with, up to the first target of any.
+
+        A handful is not worth a place of its own, so the result has MIN_PREFIX tokens or none.
+        """
+        firsts = np.minimum.reduceat(
+            np.where(self.trained, np.arange(len(self.ids)), len(self.ids)), self.starts[:-1]
+        )
+        # The last token before a target must stay in the row: it predicts that target.
+        shared = int(min((firsts - self.starts[:-1]).min(), self.lengths.min()) - 1)
+        for start in self.starts[1:-1]:
+            differs = np.flatnonzero(
+                self.ids[start : start + shared] != self.ids[self.starts[0] :][:shared]
+            )
+            shared = int(differs[0]) if len(differs) else shared
+        return self.ids[: shared if shared >= MIN_PREFIX else 0]
+
+    def without(self, prefix: int) -> "Examples":
+        """The same examples with their first `prefix` tokens left out."""
+        if not prefix:
+            return self
+        offsets = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
+        kept = offsets >= prefix
+        starts = self.starts - prefix * np.arange(len(self.starts))
+        return Examples(self.ids[kept], self.trained[kept], starts)
 
 
 @dataclass(frozen=True)

@@ -249,16 +249,16 @@ def lint(
         <no file>: template 'Headline': the target is title, which the prompt prints
     """
     findings = []
-    first_with: dict[tuple[str, str, str], str] = {}
+    first_with: dict[tuple[str, str, str], Template] = {}
     for template in templates.values():
         problems = [
             *_problems_of_form(template, columns),
             *_problems_of_samples(template, records),
         ]
         for kind, text in (("name", template.name), ("text", template.jinja.strip())):
-            first = first_with.setdefault((template.file, kind, text), template.name)
-            if first is not template.name:
-                problems.append(f"the same {kind} as template {first!r}")
+            first = first_with.setdefault((template.file, kind, text), template)
+            if first is not template:
+                problems.append(f"the same {kind} as template {first.name!r}")
         findings += [f"{template.where}: {problem}" for problem in problems]
     return findings
 

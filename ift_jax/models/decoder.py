@@ -173,19 +173,42 @@ class Decoder(nnx.Module):
         return self.embedding[...] if self.config.tie_embeddings else self.output[...]
 
     def hidden_states(
-        self, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"],
+        prefix: Int[Array, "T0"] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Normed final hidden states of packed rows, for training and scoring whole rows."""
+        """Normed final hidden states of packed rows, for training and scoring whole rows.
+
+        Args:
+            prefix: tokens that every example begins with, left out of the rows. They run
+                through the layers once a call instead of once an example; every example
+                sees their keys and values, so results and gradients are the same.
+        """
         mask = packing_mask(segment_ids)
         x, cos, sin = self._enter(tokens, positions)
         graph, stacked = nnx.split(self.layers)
+        shared = None
+        if prefix is not None and prefix.size:
+            ones = jnp.ones_like(prefix)[None]
+            shared = self._enter(prefix[None], jnp.arange(prefix.size)[None])
+            shared_mask, seen_by_all = packing_mask(ones), ones[0] > 0
 
-        def body(x: Array, layer_state: Any) -> tuple[Array, None]:
+        def body(carry: tuple[Array, Array | None], layer_state: Any) -> tuple[Any, None]:
+            x, beginning = carry
             layer = nnx.merge(graph, layer_state)
+            seen = None
+            if shared is not None:
+                q, k, v = layer.qkv(beginning, *shared[1:])
+                beginning = layer.finish(beginning, attend(q, k, v, shared_mask))
+                seen = (k[0], v[0], seen_by_all)
             q, k, v = layer.qkv(x, cos, sin)
-            return constrain(layer.finish(x, attend(q, k, v, mask)), "rows", None, None), None
+            x = layer.finish(x, attend(q, k, v, mask, seen))
+            return (constrain(x, "rows", None, None), beginning), None
 
-        x, _ = jax.lax.scan(_remat(body, self.compute.remat), x, stacked)
+        start = (x, None if shared is None else shared[0])
+        (x, _), _ = jax.lax.scan(_remat(body, self.compute.remat), start, stacked)
         return self._leave(x)
 
     def score_states(

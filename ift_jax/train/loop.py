@@ -94,26 +94,33 @@ def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
     )
 
 
-class Training(NamedTuple):
-    """What a run's steps need, all of it decided by the config."""
+class Packed(NamedTuple):
+    """A split as batches, and the tokens that all its examples begin with."""
 
     batches: Batches
-    num_steps: int
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    prefix: jax.Array
 
 
-def prepare(config: RunConfig, data: pipeline.DataSet) -> Training:
-    """Packs the training split, and fixes the number of steps and the optimizer."""
+def pack_split(
+    config: RunConfig, data: pipeline.DataSet, split: str, *, num_epochs: float, shuffle: bool
+) -> Packed:
+    """Tokenizes and packs a split.
+
+    Raises:
+        InputError: if it has no example, or one that a row has no room for.
+    """
+    examples = data.tokens(split)
+    shared = examples.common_prefix() if config.data.share_prefix else np.zeros(0, np.int32)
+    length = config.data.row_length or config.data.max_length - len(shared)
     source = RowSource(
-        data.tokens("train"), config.data.max_length, seed=config.train.seed, pack=config.data.pack
+        examples,
+        length,
+        seed=config.train.seed,
+        pack=config.data.pack,
+        shuffle=shuffle,
+        prefix=len(shared),
     )
-    batches = Batches(source, config.train.batch_size, config.train.num_epochs)
-    num_steps = config.train.num_steps or batches.num_steps
-    if config.train.num_steps:
-        batches = Batches(source, config.train.batch_size, 0)
-    schedule = make_schedule(config.optimizer, num_steps)
-    return Training(batches, num_steps, make_optimizer(config.optimizer, num_steps), schedule)
+    return Packed(Batches(source, config.train.batch_size, num_epochs), jnp.asarray(shared))
 
 
 def fit(
@@ -124,53 +131,65 @@ def fit(
     Consumes the base model's parameters. Returns those of the best checkpoint.
     """
     started = time.monotonic()
-    run = prepare(config, data)
-    structure = base.structure
-    step_fn = jax.jit(
-        make_step(structure, run.optimizer, config.train.micro_batches), donate_argnums=0
+    settings = config.train
+    packed = pack_split(
+        config,
+        data,
+        "train",
+        num_epochs=0 if settings.num_steps else settings.num_epochs,
+        shuffle=True,
     )
-    state = place_state(base.params, run.optimizer, mesh)
+    num_steps = settings.num_steps or packed.batches.num_steps
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    step_fn = jax.jit(
+        make_step(base.structure, optimizer, settings.micro_batches, packed.prefix),
+        donate_argnums=0,
+    )
+    state = place_state(base.params, optimizer, mesh)
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest()
     if latest is not None:
         state = checkpoints.restore(latest, state)
     first = int(state.step)
-    validation = _validation_batches(config, data)
+    validation = None
+    if data.examples("validation"):
+        validation = pack_split(config, data, "validation", num_epochs=1, shuffle=False)
+    schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
     print(
-        f"{run.batches.source.summary()}; steps {first} to {run.num_steps} "
-        f"of {config.train.batch_size} rows",
+        f"{packed.batches.source.summary()}; {len(packed.prefix)} tokens that all begin with "
+        f"stand beside; steps {first} to {num_steps} of {settings.batch_size} rows",
         file=sys.stderr,
     )
-    bar = progress_bar(first, run.num_steps)
+    bar = progress_bar(first, num_steps)
     pending: tuple[int, StepMetrics] | None = None
     before = time.monotonic()
     for step, host_batch in zip(
-        range(first, run.num_steps), run.batches.from_step(first), strict=False
+        range(first, num_steps), packed.batches.from_step(first), strict=False
     ):
         batch = jax.device_put(host_batch, row_sharding(mesh))
         state, metrics = step_fn(state, batch)
         # Reading the step before last keeps the device busy while the host reads.
-        before = _report(pending, log, bar, run, before)
+        before = _report(pending, log, bar, schedule, before)
         pending = (step + 1, metrics)
         if step == first:
             jax.block_until_ready(metrics)
             tqdm.write(f"first step after {time.monotonic() - started:.1f} s", file=sys.stderr)
-        last = step + 1 == run.num_steps
-        if last or _due(config.train.eval_every, step + 1):
-            before = _report(pending, log, bar, run, before)
+        last = step + 1 == num_steps
+        if last or _due(settings.eval_every, step + 1):
+            before = _report(pending, log, bar, schedule, before)
             pending = None
             score = _validate(config, base, data, state, validation, mesh, log)
             checkpoints.save(state, score)
             before = time.monotonic()
-        elif _due(config.train.save_every, step + 1):
+        elif _due(settings.save_every, step + 1):
             checkpoints.save(state, None)
     bar.close()
     log.close()
     best = checkpoints.choose("best")
     params = state.params
     del state
-    if best != run.num_steps:
+    if best != num_steps:
         params = checkpoints.restore_params(best, params)
     checkpoints.close()
     print(f"best checkpoint: step {best}", file=sys.stderr)
@@ -216,7 +235,7 @@ def _report(
     pending: tuple[int, StepMetrics] | None,
     log: MetricsLog,
     bar: Any,
-    run: Training,
+    schedule: optax.Schedule,
     before: float,
 ) -> float:
     """Logs a finished step; returns the time from which the next is counted."""
@@ -234,7 +253,7 @@ def _report(
             "token_accuracy": accuracy,
             "tokens": sums.tokens,
             "trained_tokens": sums.weight,
-            "learning_rate": float(run.schedule(step - 1)),
+            "learning_rate": float(schedule(step - 1)),
             "gradient_norm": float(metrics.gradient_norm),
             "tokens_per_s": speed,
         },
@@ -256,29 +275,19 @@ def _due(every: int, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _validation_batches(config: RunConfig, data: pipeline.DataSet) -> Batches | None:
-    if not data.examples("validation"):
-        if config.train.select_by == "accuracy":
-            raise InputError("config.train.select_by=accuracy needs a validation split")
-        return None
-    source = RowSource(
-        data.tokens("validation"), config.data.max_length, seed=0, pack=config.data.pack,
-        shuffle=False,
-    )  # fmt: skip
-    return Batches(source, config.train.batch_size, 1)
-
-
 def _validate(
     config: RunConfig,
     base: LanguageModel,
     data: pipeline.DataSet,
     state: TrainState,
-    validation: Batches | None,
+    validation: Packed | None,
     mesh: Mesh,
     log: MetricsLog,
 ) -> float | None:
     """Scores the validation split; returns what checkpoints are compared by, higher better."""
     if validation is None:
+        if config.train.select_by == "accuracy":
+            raise InputError("config.train.select_by=accuracy needs a validation split")
         return None
     total = validation_sums(base.structure, state.params, validation, mesh)
     loss, accuracy = divided(total)
@@ -317,19 +326,21 @@ def _ranked(data: pipeline.DataSet) -> tuple[pipeline.TaskData, ...]:
 
 
 def validation_sums(
-    structure: decoder.Structure, params: decoder.Params, batches: Batches, mesh: Mesh
+    structure: decoder.Structure, params: decoder.Params, packed: Packed, mesh: Mesh
 ) -> LossSums:
     """Loss sums of one pass over all batches."""
     total = LossSums(*(jnp.zeros(()),) * len(LossSums._fields))
-    for number in range(batches.num_steps):
-        batch = jax.device_put(batches[number], row_sharding(mesh))
-        total = total + _sums(structure, params, batch)
+    for number in range(packed.batches.num_steps):
+        batch = jax.device_put(packed.batches[number], row_sharding(mesh))
+        total = total + _sums(structure, params, batch, packed.prefix)
     return total
 
 
 @jax.jit(static_argnums=0)
-def _sums(structure: decoder.Structure, params: decoder.Params, batch: Batch) -> LossSums:
-    return loss_sums(structure, params, batch)
+def _sums(
+    structure: decoder.Structure, params: decoder.Params, batch: Batch, prefix: jax.Array
+) -> LossSums:
+    return loss_sums(structure, params, batch, prefix)
 
 
 def final_scores(

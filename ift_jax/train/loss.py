@@ -47,14 +47,18 @@ def token_nll(
     return nll, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
 
 
-def loss_sums(structure: Structure, params: Params, batch: Batch) -> LossSums:
+def loss_sums(
+    structure: Structure, params: Params, batch: Batch, prefix: Int[Array, "T0"] | None = None
+) -> LossSums:
     """Cross-entropy of a batch's target positions.
+
+    `prefix` is what all examples begin with; see `Decoder.hidden_states`.
 
     Hidden states of target positions are gathered before the output projection, which runs
     in chunks of P whose logits are recomputed in the backward pass.
     """
     module = structure.merge(params)
-    hidden = module.hidden_states(batch.tokens, batch.positions, batch.segment_ids)
+    hidden = module.hidden_states(batch.tokens, batch.positions, batch.segment_ids, prefix)
     gathered = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
     rows, slots = batch.targets.shape
     chunks = -(-rows * slots // CHUNK_TARGETS)

@@ -34,7 +34,11 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def gradient_sums(
-    structure: Structure, params: Params, batch: Batch, micro_batches: int
+    structure: Structure,
+    params: Params,
+    batch: Batch,
+    micro_batches: int = 1,
+    prefix: Int[Array, "T0"] | None = None,
 ) -> tuple[Params, LossSums]:
     """The gradient of the summed loss, in float32, and the sums.
 
@@ -43,7 +47,7 @@ def gradient_sums(
     """
 
     def loss(params: Params, batch: Batch) -> tuple[Array, LossSums]:
-        sums = loss_sums(structure, params, batch)
+        sums = loss_sums(structure, params, batch, prefix)
         return sums.nll, sums
 
     gradient = jax.grad(loss, has_aux=True)
@@ -68,12 +72,18 @@ def gradient_sums(
 
 
 def make_step(
-    structure: Structure, optimizer: optax.GradientTransformation, micro_batches: int = 1
+    structure: Structure,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    prefix: Int[Array, "T0"] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The step for `jax.jit(..., donate_argnums=0)`; it works on abstract arrays too."""
+    """The step for `jax.jit(..., donate_argnums=0)`; it works on abstract arrays too.
+
+    `prefix` is the run's shared beginning of all examples, a constant of the program.
+    """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        gradients, sums = gradient_sums(structure, state.params, batch, micro_batches)
+        gradients, sums = gradient_sums(structure, state.params, batch, micro_batches, prefix)
         divisor = jnp.maximum(sums.weight, 1.0)  # a batch of padding has no targets
         gradients = jax.tree.map(
             lambda g, p: (g / divisor.astype(g.dtype)).astype(p.dtype), gradients, state.params

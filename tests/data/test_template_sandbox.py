@@ -1,5 +1,6 @@
 """No template reads, hangs, crashes or fills the process that uses it, whatever it says."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ import pytest
 from ift_jax.data import template_sandbox, template_worker
 from ift_jax.data.template_sandbox import Failure, Renderer, Success, render_records
 from ift_jax.data.templates import Rendered, Template
+from ift_jax.errors import InputError
 
 NESTED_LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}X{% endfor %}{% endfor %}"
 HOSTILE = {
@@ -35,14 +37,14 @@ HOSTILE = {
     "frames": "{% set g = range(3) | map('string') %}{{ g.gi_frame.f_back.f_globals }}",
     # time
     "nested loops": NESTED_LOOPS.replace("X", ""),
-    "power": "{{ 10 ** 10 ** 8 }}",
-    "power at run time": "{{ n ** n ** 8 }}",
+    "power": "{{ 10 ** (10 ** 8) }}",
+    "power at run time": "{{ n ** (n ** 8) }}",
     "huge range": "{% for i in range(10 ** 12) %}{% endfor %}",
     "sum": "{{ range(10 ** 12) | sum }}",
     "namespace loop": "{% set ns = namespace(i=0) %}{% for a in range(10 ** 9) %}"
     "{% set ns.i = ns.i + a %}{% endfor %}{{ ns.i }}",
     "search": "{{ ('a' * 10 ** 6) in ('a' * (10 ** 6 - 1) + 'b') * 9 }}{{ s in range(10 ** 10) }}",
-    "int to text": "{{ (10 ** 10 ** 7) | string }}",
+    "int to text": "{{ (10 ** (10 ** 7)) | string }}",
     "shift": "{{ 1 * 2 ** (10 ** 11) }}",
     "wordwrap": "{{ ('a ' * 10 ** 7) | wordwrap(1) | length }}",
     "urlize": "{{ ('a@' * 10 ** 7) | urlize | length }}",
@@ -68,14 +70,15 @@ HOSTILE = {
     "expandtabs": "{{ '\t'.expandtabs(10 ** 10) }}",
     "translate": "{{ ('a' * 10 ** 5).translate({97: 'b' * 10 ** 5}) }}",
     "joins": "{% set a = range(5000) | join %}{% set b = range(5000) | join(a) %}{{ b | length }}",
-    "extend": "{% set l = [0] %}{% for i in range(99) %}{% set _ = l.extend(l) %}{% endfor %}{{ l }}",
+    "extend": "{% set l = [0] %}{% for i in range(99) %}{{ l.extend(l) or '' }}{% endfor %}{{ l }}",
     "doubling": "{% set ns = namespace(t='ab') %}{% for i in range(99) %}"
     "{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}",
     "batch": "{{ [1] | batch(10 ** 10, 0) | list }}",
     "slice": "{{ [1] | slice(10 ** 10) | list | length }}",
     "self-containing": "{% set l = [] %}{% for i in range(60) %}{% set _ = l.append([l, l] + l) %}"
     "{% endfor %}{{ l | length }}",
-    "filling a record": "{% for i in range(10 ** 9) %}{{ words.append('word' * i) or '' }}{% endfor %}",
+    "filling a record": "{% for i in range(10 ** 9) %}{{ words.append('word' * i) or '' }}"
+    "{% endfor %}",
     "bytes": "{{ 1 .to_bytes(10 ** 10, 'big') }}",
     # the stack
     "recursion": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
@@ -121,7 +124,7 @@ def test_every_hostile_template_is_stopped_within_two_seconds_and_200_mb():
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
     for name, (seconds, strict, compatible, *texts) in measured["rows"].items():
-        assert seconds < 2 * (1 + os.getloadavg()[0]), name  # wall time, on a shared machine
+        assert seconds < 2 * max(1, os.getloadavg()[0]), name  # wall time, on a shared machine
         assert strict, (name, texts)
         # Compatible mode prints nothing for what the sandbox hides, as for anything undefined.
         assert compatible or not any(word in texts[1] for word in ("class", "root:", "uid=")), name
@@ -140,14 +143,12 @@ def test_hostile_answer_choices_are_stopped_too(name):
 def test_looking_at_a_hostile_template_computes_nothing():
     start = time.perf_counter()
     for jinja in HOSTILE.values():
-        try:
+        with contextlib.suppress(InputError):  # nested too deeply
             assert Template("t", jinja).columns <= {"s", "n", "words", "os"}
-        except ValueError as error:
-            assert "nested too deeply" in str(error)
     assert time.perf_counter() - start < 5
 
 
-SLOW_IF_ASKED = "{{ s }} ||| {% if slow %}{{ 10 ** n ** 8 }}{% endif %}{{ s }}"
+SLOW_IF_ASKED = "{{ s }} ||| {% if slow %}{{ 10 ** (n ** 8) }}{% endif %}{{ s }}"
 
 
 def test_a_slow_record_costs_only_its_own_place():

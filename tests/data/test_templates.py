@@ -1,0 +1,382 @@
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+import ift_jax
+from ift_jax.data.templates import (
+    Rendered,
+    Template,
+    TemplateRejection,
+    lint,
+    load_templates,
+)
+from ift_jax.errors import InputError
+
+REVIEWS = Path(ift_jax.__file__).parent / "templates" / "reviews.yaml"
+REVIEW = {
+    "product_title": "USB cable",
+    "star_rating": 4,
+    "review_headline": "Does its job",
+    "review_body": "Charges quickly, looks cheap.",
+}
+
+
+# --- compatible mode: the table of reference/templates.md -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("jinja", "record", "parts"),
+    [
+        ("{{ a }} ||| {{ b }}", {"a": "x", "b": "y"}, ["x", "y"]),
+        ("no separator", {}, ["no separator"]),
+        (" \n ", {}, [""]),
+        ("{% if a %}p ||| t{% endif %}", {"a": 0}, [""]),
+        ("prompt ||| {% if a %}t{% endif %}", {"a": 0}, ["prompt", ""]),
+        ("a ||| b ||| c", {}, ["a", "b", "c"]),
+        ("{{ a }} {{ b }} {{ c }}", {"a": None, "b": True, "c": 1.0}, ["None True 1.0"]),
+        ("{{ a[0] }} ||| y", {"a": ["p ||| q"]}, ["p", "q", "y"]),
+        ("{{ a.b }} ||| y", {"a": {"b": "p ||| q"}}, ["p", "q", "y"]),
+        ("{{ a }} ||| y", {"a": "p||||q"}, ["p||||q", "y"]),
+        ("{{ a }}", {"a": "x" * 2053}, ["x" * 2053]),
+        ("{{ a }}", {"a": "x" * 2054}, ["x" * 2045 + "..."]),
+        ("{{ a }}", {"a": "word " * 500}, [("word " * 409).strip() + "..."]),
+        ("{{ a + b }}", {"a": "x" * 3000, "b": "y" * 3000}, ["x" * 3000 + "y" * 2045 + "..."]),
+        ("{# ||| #}a", {}, ["a"]),
+        ('a{{"|||"}}b', {}, ["a", "b"]),
+        ("{{ a }}", {"a": "{{ b }} <i>&</i>"}, ["{{ b }} <i>&</i>"]),
+        ("\u00a0a\u00a0 ||| \u200bb\u200b", {}, ["a", "\u200bb\u200b"]),
+        ("{{ a }}x", {"a": "1\r\n2"}, ["1\r\n2x"]),
+        ("1\r\n2\n", {}, ["1\n2"]),
+        ("{{ missing }} ||| a", {}, ["", "a"]),
+    ],
+)  # fmt: skip
+def test_apply_gives_the_parts_of_the_table(jinja, record, parts):
+    assert Template("t", jinja).apply(record) == parts
+
+
+@pytest.mark.parametrize(
+    ("answer_choices", "jinja", "parts"),
+    [
+        ("no ||| yes", "{{ answer_choices[1] }}", ["yes"]),
+        ("no ||| yes", "{{ answer_choices[2] }}|", ["|"]),
+        ("no ||| yes", "{{ answer_choices[-1] }}", ["yes"]),
+        ("", "{{ answer_choices }}", ["['']"]),
+        ("a |||", "{{ answer_choices }}", ["['a', '']"]),
+        (None, "{{ answer_choices }}", ["None"]),
+        ("{{ s }} ||| b", "{{ answer_choices }}", ["['x', 'b']"]),
+    ],
+)
+def test_answer_choices_are_bound_as_a_list(answer_choices, jinja, parts):
+    assert Template("t", jinja, answer_choices).apply({"s": "x"}) == parts
+
+
+@pytest.mark.parametrize(
+    ("jinja", "record"),
+    [
+        ("{{ a -}} ||| b", {"a": 1}),
+        ("{{ missing.attribute }}", {}),
+        ("a", {"answer_choices": []}),
+        ("{{ a", {"a": 1}),
+        ("{{ with-dash }}", {"with-dash": "v"}),
+    ],
+)
+def test_apply_fails_where_the_reference_does(jinja, record):
+    with pytest.raises(TemplateRejection):
+        Template("t", jinja).apply(record)
+
+
+# --- strict mode ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("jinja", "answer_choices", "reason"),
+    [
+        ("{{ s }}", None, "no_separator"),
+        ("{% if none_ %}a ||| b{% endif %}", None, "blank"),
+        ("a ||| b ||| c", None, "three_parts"),
+        ("{{ nested[0] }} ||| c", None, "three_parts"),
+        (" ||| b", None, "empty_prompt"),
+        ("a ||| \u00a0", None, "empty_target"),
+        ("{{ missing }}a ||| b", None, "undefined_column"),
+        ("{% if missing %}{% endif %}a ||| b", None, "undefined_column"),
+        ("a ||| b", "a ||| {{ missing }}", "undefined_column"),
+        ("{{ none_ }} ||| b", None, "printed_none"),
+        ("{{ 'a' ~ none_ }} ||| b", None, "printed_none"),
+        ("{{ [s, none_] | join }} ||| b", None, "printed_none"),
+        ("{{ nan }} ||| b", None, "printed_none"),
+        ("a ||| b", "c ||| d", "target_not_in_choices"),
+        ("a ||| b", "", "target_not_in_choices"),
+        ("a ||| {{ answer_choices[5] }}", "c ||| d", "template_error"),
+        ("a ||| {{ nested.x.y }}", None, "template_error"),
+        ("a ||| {{ s + 1 }}", None, "template_error"),
+        ("{{ s -}", None, "template_error"),
+        ("{{ 10 ** (10 ** 8) }}", None, "timeout"),
+        ("{{ 'a' * 10 ** 10 }}", None, "too_large"),
+    ],
+)
+def test_render_says_why_a_record_is_no_example(jinja, answer_choices, reason):
+    record = {"s": "None", "none_": None, "nan": math.nan, "nested": ["x ||| y"]}
+    with pytest.raises(TemplateRejection) as caught:
+        Template("the name", jinja, answer_choices, file="f.yaml").render(record)
+    assert caught.value.reason == reason
+    assert str(caught.value).startswith("f.yaml: template 'the name': ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rejection_for_a_missing_column_names_it_and_the_columns_there_are():
+    with pytest.raises(
+        TemplateRejection, match="'reviw' is undefined; the record has review, stars"
+    ):
+        Template("t", "{{ reviw }} ||| a").render({"stars": 1, "review": "r"})
+
+
+def test_a_record_with_the_reserved_column_is_rejected():
+    (result,) = Template("t", "a ||| b").render_batch([{"answer_choices": []}])
+    assert result.reason == "record_has_answer_choices"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "expected"),
+    [
+        ("{{ s }} ||| {{ long }}", ("None", "x" * 5000)),
+        ("{{ missing | default('d') }} ||| b", ("d", "b")),
+        ("{{ 'no' if missing is not defined }}{{ '!' if none_ is none }} ||| b", ("no!", "b")),
+        ("{{ pipe | upper }} {{ pipe | length }} ||| {{ quad }}", ("A|||B 5", "p||||q")),
+        ("{{ flag }} ||| {{ 1.0 }}", ("True", "1.0")),
+    ],
+)  # fmt: skip
+def test_render_keeps_whole_what_the_record_says(jinja, expected):
+    record = {"s": "None", "long": "x" * 5000, "none_": None, "pipe": "a|||b", "quad": "p||||q"}
+    rendered = Template("t", jinja).render({**record, "flag": True})
+    assert (rendered.prompt, rendered.completion) == expected
+
+
+def test_render_batch_gives_what_render_gives_in_order():
+    template = Template("t", "{{ s }} ||| {{ t }}", "a ||| b")
+    records = [{"s": i, "t": random.Random(i).choice("abc")} for i in range(700)]
+    records[5], records[300] = {}, {"s": None, "t": "a"}
+    results = template.render_batch(records)
+    assert {type(result) for result in results} == {Rendered, TemplateRejection}
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, Rendered):
+            assert template.render(record) == result
+        else:
+            with pytest.raises(TemplateRejection) as caught:
+                template.render(record)
+            assert (caught.value.reason, str(caught.value)) == (result.reason, str(result))
+
+
+@pytest.mark.parametrize(
+    "drawn", ["{{ words | choice }}", "{{ words | random }}", "{{ [1, 2, 3, 4, 5] | choice }}"]
+)
+def test_draws_depend_on_the_record_and_the_template_alone(drawn):
+    template = Template("t", f"a {drawn} ||| {{{{ i }}}}")
+    records = [{"words": ["1", "2", "3", "4", "5"], "i": i} for i in range(60)]
+    first = [result.prompt for result in template.render_batch(records)]
+    assert [template.render(record).prompt for record in reversed(records)] == first[::-1]
+    assert set(first) == {f"a {i}" for i in range(1, 6)}
+    other = Template("t", f"b {drawn} ||| {{{{ i }}}}").render_batch(records)
+    assert [result.prompt[2:] for result in other] != [prompt[2:] for prompt in first]
+
+
+def test_a_draw_is_the_same_on_every_machine():
+    template = Template("t", "{{ words | choice }} ||| a")
+    words = "abcdefghijklmnopqrstuvwxyz"
+    drawn = [template.render({"words": list(words), "i": i}).prompt for i in range(12)]
+    assert "".join(drawn) == "wvcielohppzu"
+
+
+def test_columns_are_what_a_record_must_supply():
+    template = Template(
+        "t",
+        "{% set x = a %}{% for b in c %}{{ b }}{{ loop.index }}{{ answer_choices }}{% endfor %}"
+        "{{ range(3) | join }}{{ zip(d, x) }}{{ namespace() }} ||| {{ e.f | choice }}",
+        "{{ g }} ||| h",
+    )
+    assert template.columns == {"a", "c", "d", "e", "g"}
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+FILE = """dataset: d
+templates:
+  key-1: !Template
+    answer_choices: a ||| b
+    id: key-1
+    jinja: "{{ x }} ||| a"
+    metadata: !TemplateMetadata
+      choices_in_prompt: false
+      languages: [en]
+      metrics: [Accuracy]
+      original_task: true
+    name: first
+    reference: somebody
+    task_template: true
+  key-2: !Template
+    answer_choices: null
+    id: key-2
+    jinja: "{{ y }} ||| b"
+    metadata: !TemplateMetadata {}
+    name: second
+    reference: ''
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text):
+        path = tmp_path / "templates.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return _write
+
+
+def test_a_file_gives_its_templates_by_name_in_its_order(write):
+    path = write(FILE)
+    templates = load_templates(path)
+    assert list(templates) == ["first", "second"]
+    assert templates["first"] == Template(
+        name="first",
+        jinja="{{ x }} ||| a",
+        answer_choices="a ||| b",
+        id="key-1",
+        reference="somebody",
+        metadata={
+            "choices_in_prompt": False,
+            "languages": ["en"],
+            "metrics": ["Accuracy"],
+            "original_task": True,
+        },
+        file=str(path),
+        line=3,
+        key="key-1",
+    )
+    assert templates["second"].answer_choices is None
+    assert set(templates["second"].metadata.values()) == {None}
+    assert ift_jax.load_templates(str(path)) == templates
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: second", "name: first", "line 15: template 'first': line 3 has one of this name"),
+        ("key-2: !Template", "key-2:", "template key-2: write `!Template` after its key"),
+        ("key-2: !Template", "key-2: !Templat", "line 15: .*!Templat"),
+        ("key-2: !Template", "key-2: !!python/object:os.system", "line 15: .*python"),
+        ("key-2: !Template", "key-1: !Template", "line 15: the key 'key-1' occurs twice"),
+        ("    name: second\n", "", "line 15: template 'key-2': the key 'name' is missing"),
+        ('    jinja: "{{ y }} ||| b"\n', "", "template 'second': the key 'jinja' is missing"),
+        ("    answer_choices: null\n", "", "answer_choices' is missing .*answer_choices: null"),
+        ('jinja: "{{ y }} ||| b"', "jinja: 5", "jinja is of type int, not text: put it in quotes"),
+        ("name: second", "name: yes", "name is of type bool, not text"),
+        ("{{ y }} ||| b", "\\n{{ y }", "line 15: template 'second': line 2 of jinja: unexpected"),
+        ("{{ y }} ||| b", "{% if y %}", "line 15: template 'second': line 1 of jinja: .*endif"),
+        ("{{ y }} ||| b", "{{ y | nope }}", "line 1 of jinja: No filter named 'nope'"),
+        ("a ||| b", "a ||| {{", "line 3: template 'first': line 1 of answer_choices: "),
+        ("!TemplateMetadata {}", "a text", "metadata is of type str"),
+        ("dataset: d", "dataset: [", "line 3: "),
+        ("dataset: d", "dataset: 2001-99-99", "cannot be read as YAML: .*month"),
+        ("templates:", "template:", "no mapping `templates:`"),
+        ("dataset: d", "dataset: \x00", "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_by_a_line_that_says_where(write, old, new, message):
+    assert old in FILE
+    path = write(FILE.replace(old, new, 1))
+    with pytest.raises(InputError, match=message) as caught:
+        load_templates(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\xff", b"[", b"- a", b"templates: []", b"[" * 9999]
+)
+def test_what_is_no_template_file_is_refused(write, content):
+    with pytest.raises(InputError):
+        load_templates(write(content))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        load_templates(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="directory"):
+        load_templates(tmp_path)
+
+
+# --- lint ----------------------------------------------------------------------------------------
+
+
+def findings(*templates, **kw):
+    return " / ".join(lint({str(i): template for i, template in enumerate(templates)}, **kw))
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (Template("t", "{{ x }} ||| {{ z }}"), "f: template 't': the data has no column x, z"),
+        (Template("t", "{{ y }}"), "no ||| separates"),
+        (Template("t", "{{ y }} ||| a ||| b"), "more than one |||"),
+        (Template("t", "{% for w in y %}|||{% endfor %}"), "more than one |||"),
+        (Template("t", "a ||| b", key="k", id="i"), "its key k is not its id i"),
+        (Template("t", "a ||| b", metadata={"metrics": []}), "metadata lacks choices_in_prompt, "),
+        (Template("t", "{{ y }} ||| a", "a ||| b"), "never used in the text"),
+        (Template("t", "{{ y }} ||| {{ y | trim }}"), "the target is y, which the prompt prints"),
+        (Template("t", "{{ y.text }} ||| {{ y.text }}"), "read in the prompt in 40 of 40 samples"),
+        (Template("t", "{{ y.gone }} ||| a"), "40 of 40 samples are rejected: 40 template_error"),
+        (
+            Template("t", "{{ answer_choices }} ||| {{ answer_choices[n] }}", "a ||| b ||| c"),
+            "the choice 'c' is no sample's target",
+        ),
+    ],
+)  # fmt: skip
+def test_lint_finds(template, problem):
+    template = Template(**{**vars(template), "file": "f"})
+    records = [{"y": {"text": "a long text"}, "n": i % 2} for i in range(40)]
+    assert problem in findings(template, columns=["y", "n"], records=records)
+
+
+def test_lint_finds_templates_of_the_same_name_or_text():
+    assert "the same name as template 'a'" in findings(Template("a", "x|||y"), Template("a", "z"))
+    assert "the same text as template 'a'" in findings(
+        Template("a", "x|||y"), Template("b", "x|||y")
+    )
+
+
+def test_lint_finds_nothing_wrong_with_templates_in_which_nothing_is():
+    templates = [
+        "{% if a %}yes ||| {{ b }}{% else %}no ||| {{ b }}{% endif %}",
+        "{{ a }} {{ b }}? ||| {% if a %}{{ a }}{% else %}{{ b }}{% endif %}",
+        "{{ a.split('|||') }} ||| {{ b }}",
+    ]
+    metadata = dict.fromkeys(("choices_in_prompt", "languages", "metrics", "original_task"), "x")
+    named = [Template(text, text, metadata=metadata) for text in templates]
+    assert not findings(*named, columns=["a", "b"])
+
+
+# --- our own templates ----------------------------------------------------------------------
+
+
+def test_our_review_templates_have_nothing_to_find():
+    records = [{**REVIEW, "star_rating": i % 5 + 1} for i in range(20)]
+    assert not lint(load_templates(REVIEWS), list(REVIEW), records)
+
+
+def test_our_review_templates_render():
+    rating, review, headline = load_templates(REVIEWS).values()
+    assert rating.render(REVIEW).completion == "4"
+    assert rating.render(REVIEW).answer_choices == ("1", "2", "3", "4", "5")
+    assert "1, 2, 3, 4 or 5" in rating.render(REVIEW).prompt
+    assert review.render(REVIEW).completion == REVIEW["review_body"]
+    assert "4 out of 5" in review.render(REVIEW).prompt
+    assert headline.render(REVIEW).completion == REVIEW["review_headline"]
+
+
+@pytest.mark.parametrize("stars", [0, 6, 7, -1, "abc", "", None, 2.5, math.nan, True, [3]])
+def test_a_rating_off_the_scale_is_rejected(stars):
+    rating = load_templates(REVIEWS)["Predict the rating"]
+    with pytest.raises(TemplateRejection):
+        rating.render({**REVIEW, "star_rating": stars})
