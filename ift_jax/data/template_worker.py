@@ -245,7 +245,11 @@ def confine() -> None:
             held_bytes = int(file.read().split()[0]) * resource.getpagesize()
         limits["RLIMIT_AS"] = held_bytes + MAX_MEMORY_BYTES
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        limit = getattr(resource, name)
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)  # only root may raise it again
+        resource.setrlimit(limit, (value, value))
 
 
 def main() -> None:

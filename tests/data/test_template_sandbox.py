@@ -113,6 +113,7 @@ print(json.dumps({"rows": rows, "peak_bytes": peak * 1024}))
 """
 
 
+@pytest.mark.slow
 def test_every_hostile_template_is_stopped_within_two_seconds_and_200_mb():
     result = subprocess.run(
         [sys.executable, "-c", MEASURE],
