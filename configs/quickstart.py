@@ -25,8 +25,8 @@ def get_config():
         ),
     )
     config.data.max_length = 192
-    config.data.row_length = 128
-    config.train.batch_size = 8
+    config.data.row_length = 112
+    config.train.batch_size = 10
     config.train.eval_every = 50
     config.train.select_by = "accuracy"
     config.optimizer.peak_lr = 1e-4

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_epochs", "eval_every", "save_every"):
+        for name in ("num_steps", "num_epochs", "eval_every", "save_every", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"config.train.{name}: must not be negative")
         if not self.num_steps and not self.num_epochs:
@@ -110,6 +111,37 @@ def build_run_config(tree: Mapping[str, Any]) -> RunConfig:
         ift_jax.errors.InputError: config.train.num_stps: no such field; did you mean num_steps?
     """
     return _build(RunConfig, tree, "config")
+
+
+def field_type(name: str) -> Any:
+    """The annotated type of a field, named as on the command line: "data.tasks[0].train_size".
+
+    Raises:
+        InputError: naming the closest real field, if there is no such field or it is a section.
+    """
+    kind: Any = RunConfig
+    path = "config"
+    for part in name.split("."):
+        match = re.fullmatch(r"(\w+)((?:\[\d+\])*)", part)
+        if not match:
+            raise InputError(
+                f"{path}.{part}: expected the name of a field, such as train.num_steps"
+            )
+        field_name, indices = match.groups()
+        fields = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if not fields:
+            raise InputError(f"{path}: has no fields, so there is no {path}.{part}")
+        path = f"{path}.{field_name}"
+        if field_name not in fields:
+            raise InputError(f"{path}: no such field{_closest(field_name, fields)}")
+        kind = fields[field_name]
+        for index in re.findall(r"\[\d+\]", indices):
+            if typing.get_origin(kind) is not tuple:
+                raise InputError(f"{path}: is not a list, so there is no {path}{index}")
+            kind, path = typing.get_args(kind)[0], path + index
+    if dataclasses.is_dataclass(kind):
+        raise InputError(f"{path}: is a section; set one of its fields")
+    return kind
 
 
 def read_run_config(workdir: Path) -> RunConfig:

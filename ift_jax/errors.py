@@ -13,3 +13,15 @@ class InputError(ValueError):
             ...
         ift_jax.errors.InputError: reviews.jsonl: no such file
     """
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, on one line.
+
+    Example:
+        >>> one_line(KeyError("no such key:\\n  'a'"))
+        "no such key: 'a'"
+    """
+    # A KeyError shows the repr of what it was made with.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())

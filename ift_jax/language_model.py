@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -41,16 +41,17 @@ class ModelConfig:
     remat: decoder.Remat = "dots"
 
     def __post_init__(self) -> None:
-        for field, value in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
-            if value not in _DTYPES:
-                raise InputError(f"config.model.{field}: expected one of {_DTYPES}, got {value!r}")
-        if self.remat not in ("none", "dots", "full"):
-            raise InputError(
-                f"config.model.remat: expected none, dots or full, got {self.remat!r}"
-            )
+        _check_choice("config.model.dtype", self.dtype, _DTYPES)
+        _check_choice("config.model.param_dtype", self.param_dtype, _DTYPES)
+        _check_choice("config.model.remat", self.remat, get_args(decoder.Remat))
 
 
-@dataclass(frozen=True)
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True, repr=False)
 class LanguageModel:
     """A model ready to score, generate and be saved. Made by `load_pretrained`.
 
@@ -70,6 +71,10 @@ class LanguageModel:
     generation_config: Mapping[str, Any]
     stored_dtype: str
 
+    def __repr__(self) -> str:
+        sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params)]
+        return f"LanguageModel({self.hf_config['model_type']}, {sum(sizes):,} parameters)"
+
     @property
     def chat(self) -> Chat:
         """How prompts become token ids. Raises InputError for a model without a tokenizer."""
@@ -86,7 +91,8 @@ class LanguageModel:
             attention_mask: 1 on tokens, 0 on padding (left or right); default all 1.
 
         Raises:
-            InputError: for ids of the wrong rank or outside the vocabulary.
+            InputError: for ids of the wrong rank or outside the vocabulary, and for a mask of
+                another shape or with other values.
         """
         ids = np.asarray(input_ids)
         vocab = self.structure.config.vocab_size
@@ -94,10 +100,16 @@ class LanguageModel:
             raise InputError(f"input_ids: expected integers [B, S], got {ids.dtype} {ids.shape}")
         if ids.size and not (ids.min() >= 0 and ids.max() < vocab):
             raise InputError(f"input_ids: expected 0..{vocab - 1}, got {ids.min()}..{ids.max()}")
-        mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
+        mask = (
+            np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
+        )
         if mask.shape != ids.shape:
             raise InputError(f"attention_mask: expected shape {ids.shape}, got {mask.shape}")
-        return _logits(self.structure, self.params, jnp.asarray(ids), jnp.asarray(mask))
+        if not np.isin(mask, (0, 1)).all():
+            raise InputError("attention_mask: expected 1 on tokens and 0 on padding, nothing else")
+        return _logits(
+            self.structure, self.params, jnp.asarray(ids), jnp.asarray(mask.astype(np.int32))
+        )
 
     def generate(
         self,
@@ -159,8 +171,7 @@ class LanguageModel:
             dtype: of the saved weights; default is `stored_dtype`.
         """
         dtype = dtype or self.stored_dtype
-        if dtype not in _DTYPES:
-            raise InputError(f"dtype: expected one of {_DTYPES}, got {dtype!r}")
+        _check_choice("dtype", dtype, _DTYPES)
         family = families.family_of(self.hf_config, str(path))
         rows = families.weight_rows(family, self.structure.config)
         folder.write_folder(
@@ -198,6 +209,9 @@ def load_pretrained(
     Raises:
         InputError: if nothing usable is there; the message names file and field.
     """
+    _check_choice("dtype", dtype, _DTYPES)
+    _check_choice("param_dtype", param_dtype, _DTYPES)
+    _check_choice("remat", remat, get_args(decoder.Remat))
     compute = Compute(dtype=dtype, remat=remat)
     found = locate(str(path))
     if found.suffix == ".gguf":
@@ -212,7 +226,10 @@ def load_pretrained(
 def is_workdir(path: Path) -> bool:
     """Whether a folder is a training workdir rather than a Hugging Face folder."""
     config = path / "config.json"
-    return config.exists() and "model_type" not in folder.read_json(config)
+    if not config.exists():
+        return False
+    fields = folder.read_json(config)
+    return "model" in fields and "model_type" not in fields
 
 
 def locate(path: str) -> Path:
@@ -271,9 +288,7 @@ def _gguf_tokenizer(model: gguf.GgufModel) -> Any:
     return tokenizer
 
 
-def _from_gguf(
-    path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None
-) -> LanguageModel:
+def _from_gguf(path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None) -> LanguageModel:
     model = gguf.read_gguf(path)
     ids = {
         name: model.hf_config[name]
@@ -290,6 +305,8 @@ def _from_folder(
     path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None
 ) -> LanguageModel:
     hf_config = folder.read_config(path)
+    # First of all, since transformers reads the config too when it loads the tokenizer.
+    families.decoder_config(hf_config, str(path / "config.json"))
     generation = path / "generation_config.json"
     ids = {k: hf_config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")
            if hf_config.get(k) is not None}  # fmt: skip

@@ -101,7 +101,18 @@ def num_row_shards(mesh: Mesh) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation's partition under the mesh in use; without a mesh, x itself."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Pins an activation's partition under the mesh in use; without a mesh, x itself.
+
+    An axis that does not divide, such as the one row of a shared prompt beginning, stays
+    whole: XLA would pad it, and the padding's garbage reached gradients as NaN (jax 0.10.2).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    divide = [
+        axis
+        if size % int(np.prod([mesh.shape[a] for a in RULES.get(axis or "", ())])) == 0
+        else None
+        for axis, size in zip(axes, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, spec(tuple(divide)))

@@ -1,11 +1,10 @@
 """ift evaluate --config=C --model=M --output=F.json: scores a model on the config's tasks."""
 
 import json
-from pathlib import Path
 
 from absl import flags
 
-from ift_jax.commands.config_flag import define_config_flag, required, run_config
+from ift_jax.commands.config_flag import define_config_flag, required, run_config, writable
 from ift_jax.data.config import SPLITS
 from ift_jax.errors import InputError
 
@@ -20,7 +19,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "File for the rows.")
 def main(_: list[str]) -> None:
     """Runs the verb."""
     config = run_config(_CONFIG)
-    path, output = required(_MODEL, "model"), Path(required(_OUTPUT, "output"))
+    path, output = required(_MODEL, "model"), writable(required(_OUTPUT, "output"))
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}: expected one of {', '.join(SPLITS)}")
     try:
@@ -29,8 +28,6 @@ def main(_: list[str]) -> None:
         raise InputError(f"--shots={','.join(_SHOTS.value)}: expected numbers") from None
     if min(shots, default=-1) < 0:
         raise InputError("--shots: expected numbers of 0 or more")
-    if not output.parent.is_dir():
-        raise InputError(f"--output={output}: the folder {output.parent} does not exist")
     import jax
 
     from ift_jax.data import pipeline

@@ -4,21 +4,26 @@ Each line of F is an object with "prompt"; each line of G is that object with "c
 """
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from ift_jax.commands.config_flag import required
+from ift_jax.commands.config_flag import required, writable
 from ift_jax.data.records import Rejected
 from ift_jax.data.sources import read_records
 from ift_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ift_jax.language_model import LanguageModel
 
 _MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
 _PROMPT = flags.DEFINE_string("prompt", "", "One prompt.")
 _PROMPTS = flags.DEFINE_string("prompts", "", "A file of prompts, JSON lines.")
 _OUTPUT = flags.DEFINE_string("output", "", "File for the completions, JSON lines.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens of an answer.", 1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token; above: samples.", 0)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "0: the most likely token; above: samples.", 0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 
 
@@ -28,10 +33,10 @@ def main(_: list[str]) -> None:
     if _PROMPT.value and _PROMPTS.value:
         raise InputError("--prompt and --prompts exclude each other")
     records = _read_prompts(_PROMPTS.value) if _PROMPTS.value else []
-    output = Path(required(_OUTPUT, "output")) if _PROMPTS.value else None
-    from ift_jax.language_model import LanguageModel, load_pretrained
+    output = writable(required(_OUTPUT, "output")) if _PROMPTS.value else None
+    from ift_jax.language_model import load_pretrained
 
-    model: LanguageModel = load_pretrained(path)
+    model = load_pretrained(path)
 
     def answers(prompts: list[str]) -> list[str]:
         return model.generate(
@@ -63,7 +68,7 @@ def _read_prompts(path: str) -> list[dict]:
     return records
 
 
-def _chat(model: "LanguageModel") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _chat(model: "LanguageModel") -> None:
     """Turns on the terminal until an empty line or the end of input."""
     messages: list[dict[str, str]] = []
     while True:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from ift_jax.errors import InputError
+from ift_jax.errors import InputError, one_line
 
 # For base models: turns on lines of their own, an answer closed by the end-of-sequence token.
 PLAIN_TEMPLATE = (
@@ -68,7 +69,10 @@ class Chat:
         if tokenizer.chat_template is None:
             _set_plain_template(tokenizer)
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        except jinja2.TemplateError as error:
+            raise InputError(f"the chat template does not work: {one_line(error)}") from error
         if text.count(_MARK) != 1:
             raise InputError("the chat template does not print an assistant's content as it is")
         after = text.split(_MARK)[1]
@@ -117,6 +121,12 @@ class Chat:
             ids = np.array(encoding.ids, np.int32)
             found.append(Encoded(ids, spans[:, 1] > start, spans, text))
         return found
+
+    def count_tokens(self, texts: Iterable[str]) -> dict[str, int]:
+        """The number of tokens of each distinct text, tokenized by itself."""
+        distinct = list(dict.fromkeys(texts))
+        encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
+        return {text: len(e.ids) for text, e in zip(distinct, encodings, strict=True)}
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated tokens, special tokens left out."""

@@ -14,7 +14,7 @@ class TaskConfig:
 
     Attributes:
         name: as it stands in cards and results.
-        source: a path, a glob, "embedded:reviews", or several of these; "" takes `data.path`.
+        source: a path, a glob, "embedded:reviews", or several of these.
         file_format, encoding, columns, delimiter, quoted, records_at, line_pattern: how to
             read it; see `ift_jax.data.sources.read_records`.
         templates: a file of the promptsource format, or the name of one that ships with
@@ -22,7 +22,7 @@ class TaskConfig:
         template_names: those of the file to use; () uses all.
         template_choice: with several, "one" per record, drawn by seed, or "all".
         split_by: columns whose text decides a record's split, so that equal text never
-            stands in two; () takes the columns that the prompts print.
+            stands in two; () takes the columns that the prompts read.
         validation_fraction, test_fraction: of the records, before subsets are taken.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.
         balance_by: a column whose values get equal counts in every subset; "" for none.
@@ -86,7 +86,7 @@ class TaskConfig:
 class DataConfig:
     """Attributes:
     tasks: what to train on and to score.
-    path: source of the first task where that names none.
+    path: source of the first task, in place of its own.
     max_length: tokens of an example at most.
     row_length: tokens of a packed row; 0 takes what the longest allowed example needs.
     share_prefix: what all examples begin with stands beside the rows and is computed once a
@@ -111,6 +111,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.max_length < 8:
             raise InputError(f"config.data.max_length: expected 8 or more, got {self.max_length}")
+        if self.row_length < 0:
+            raise InputError(f"config.data.row_length: must not be negative, got {self.row_length}")
         if self.on_too_long not in ("drop", "truncate", "error"):
             raise InputError(
                 "config.data.on_too_long: expected drop, truncate or error, "

@@ -80,11 +80,13 @@ def near_duplicates(
 
     Texts are taken in the order of their `content_key`, each compared with those that stay, so
     the result does not depend on the row order, and no chain of small edits removes a text
-    unlike all that stay. Repeated texts are dropped too, with similarity 1; the first row stays.
+    unlike all that stay. Of a repeated text that stays the first row does, and the others are
+    dropped with similarity 1.
 
     Case, spacing and punctuation do not count. A text of fewer words than `ngram` is compared
-    whole. Memory is about 4 * num_permutations bytes a text, 50 MB for 100,000. Time grows with
-    the square only of rows that are all nearly alike without reaching the threshold.
+    whole. Memory is about 4 * num_permutations bytes a text, 50 MB for 100,000. Only among
+    hundreds of rows that all come near the threshold without reaching it does time grow with
+    their square, and may recall be less, because a text is read beside 100 others at most.
 
     Args:
         texts: One a row.
@@ -140,7 +142,7 @@ def contaminated(
 
     Overlap is the share of the evaluation row's distinct n-grams that stand in the training
     row. With the defaults one shared run of 13 words is enough (Brown et al. 2020, GPT-3, app. C);
-    ngram=8, min_overlap=0.5 asks for half of the evaluation row (Lambert et al. 2024, Tülu 3),
+    ngram=8, min_overlap=0.5 asks for half of the evaluation row (as Lambert et al. 2024, Tülu 3),
     which also catches short leaks and forgives stock phrases.
 
     Case, spacing and punctuation do not count. Whatever their length, texts with the same

@@ -78,28 +78,24 @@ def fill_row(
     of its own example comes before it.
     """
     size, room = plan.row_length, plan.row_targets
-    row = Batch(
-        tokens=np.zeros(size, np.int32),
-        positions=np.zeros(size, np.int32),
-        segment_ids=np.zeros(size, np.int32),
-        target_positions=np.zeros(room, np.int32),
-        targets=np.zeros(room, np.int32),
-        weights=np.zeros(room, np.float32),
-    )
+    tokens, positions, segment_ids = np.zeros((3, size), np.int32)
+    target_positions, targets = np.zeros((2, room), np.int32)
+    weights = np.zeros(room, np.float32)
     at = used = 0
     for segment, member in enumerate(members.tolist(), start=1):
         begin, end = examples.starts[member], examples.starts[member + 1]
         length = int(end - begin)
-        row.tokens[at : at + length] = examples.ids[begin:end]
-        row.positions[at : at + length] = first_position + np.arange(length)
-        row.segment_ids[at : at + length] = segment
-        targets = np.flatnonzero(examples.trained[begin + 1 : end])
-        count = len(targets)
-        row.target_positions[used : used + count] = at + targets
-        row.targets[used : used + count] = examples.ids[begin + 1 + targets]
-        row.weights[used : used + count] = 1.0
+        tokens[at : at + length] = examples.ids[begin:end]
+        positions[at : at + length] = first_position + np.arange(length)
+        segment_ids[at : at + length] = segment
+        trained = np.flatnonzero(examples.trained[begin + 1 : end])
+        count = len(trained)
+        target_positions[used : used + count] = at + trained
+        targets[used : used + count] = examples.ids[begin + 1 + trained]
+        weights[used : used + count] = 1.0
         at, used = at + length, used + count
-    return row
+    # Made by _make, since the fields are NumPy arrays until they are placed on devices.
+    return Batch._make((tokens, positions, segment_ids, target_positions, targets, weights))
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,9 @@ class Batches:
     @property
     def num_rows(self) -> int:
         """Rows of the whole run that hold examples."""
-        return round(self.num_epochs * self.source.rows_per_epoch) or 2**62
+        if not self.num_epochs:
+            return 2**62
+        return max(1, round(self.num_epochs * self.source.rows_per_epoch))
 
     @property
     def num_steps(self) -> int:
@@ -136,7 +134,7 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         """Batch `step`, computed here and now."""
         rows = [self.row(step * self.batch_size + i) for i in range(self.batch_size)]
-        return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+        return Batch._make(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
     def from_step(self, step: int) -> grain.IterDataset:
         """Batches `step`, `step + 1`, ... made ahead by a thread; nothing before is computed."""

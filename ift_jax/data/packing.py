@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from ift_jax.errors import InputError
 
 MIN_PREFIX = 8
+# A target slot against a token: V * D multiplications against those of all layers. A quarter in
+# a model of 135M parameters with 49k tokens, less in larger ones.
+TARGET_COST = 0.25
 
 
 class Examples(NamedTuple):
@@ -55,7 +58,6 @@ class Examples(NamedTuple):
         sums = np.concatenate([[0], np.cumsum(counted)])
         return sums[self.starts[1:]] - sums[self.starts[:-1]]
 
-
     def common_prefix(self) -> NDArray[np.int32]:
         """The tokens that all examples begin with, up to the first target of any.
 
@@ -65,7 +67,7 @@ class Examples(NamedTuple):
             np.where(self.trained, np.arange(len(self.ids)), len(self.ids)), self.starts[:-1]
         )
         # The last token before a target must stay in the row: it predicts that target.
-        shared = int(min((firsts - self.starts[:-1]).min(), self.lengths.min()) - 1)
+        shared = max(int(min((firsts - self.starts[:-1]).min(), self.lengths.min()) - 1), 0)
         for start in self.starts[1:-1]:
             differs = np.flatnonzero(
                 self.ids[start : start + shared] != self.ids[self.starts[0] :][:shared]
@@ -108,12 +110,17 @@ class Plan:
 
 
 def plan_rows(
-    lengths: NDArray[np.int64], num_targets: NDArray[np.int64], row_length: int, *, pack: bool = True
+    lengths: NDArray[np.int64],
+    num_targets: NDArray[np.int64],
+    row_length: int,
+    *,
+    pack: bool = True,
 ) -> Plan:
     """Best-fit decreasing over two capacities: tokens S, and target positions P.
 
-    P is what a full row of average examples needs, with a quarter to spare, and never less
-    than the largest example: rows stop at it, so the gather before the loss cannot overflow.
+    Rows stop at P, so the gather before the loss cannot overflow. Of a few values for P, from
+    what a full row of average examples needs up to four times that, the plan takes the one
+    whose rows cost least: a smaller P makes more rows, a larger one more unused slots.
 
     Raises:
         InputError: if an example is longer than a row.
@@ -126,7 +133,7 @@ def plan_rows(
     if lengths.size and lengths.max() > row_length:
         raise InputError(
             f"an example of {lengths.max()} tokens does not fit a row of {row_length}; "
-            "raise config.data.max_length or set config.data.on_too_long"
+            "raise config.data.row_length or lower config.data.max_length"
         )
     order = np.lexsort((np.arange(len(lengths)), -num_targets, -lengths))
     sizes = np.stack([lengths[order], num_targets[order]], axis=1)
@@ -136,9 +143,13 @@ def plan_rows(
         targets = int(num_targets.max(initial=1))
         return Plan(order, groups, tuple(np.arange(len(order))[:, None]), row_length, targets)
     share = num_targets.sum() / max(lengths.sum(), 1)
-    row_targets = max(int(np.ceil(row_length * share * 1.25)), int(num_targets.max(initial=1)))
-    rows = _best_fit(sizes, row_length, row_targets)
-    return Plan(order, groups, rows, row_length, row_targets)
+    plans = []
+    for spare in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
+        needed = min(int(np.ceil(row_length * share * spare)), row_length)
+        row_targets = max(needed, int(num_targets.max(initial=1)))
+        rows = _best_fit(sizes, row_length, row_targets)
+        plans.append(Plan(order, groups, rows, row_length, row_targets))
+    return min(plans, key=lambda p: p.num_rows * (row_length + p.row_targets * TARGET_COST))
 
 
 def _best_fit(
@@ -148,21 +159,35 @@ def _best_fit(
     rows: list[list[int]] = []
     targets_left: list[int] = []
     by_space: list[list[int]] = [[] for _ in range(row_length + 1)]  # free tokens -> row numbers
+    spaces = 0  # bit s is set where by_space[s] is not empty: skips empty ones at once
     for place, (length, targets) in enumerate(sizes.tolist()):
-        for space in range(length, row_length + 1):
-            fitting = [r for r in by_space[space][-8:] if targets_left[r] >= targets]
-            if fitting:
-                row = fitting[-1]
-                by_space[space].remove(row)
+        untried = spaces >> length << length
+        row, space = len(rows), row_length
+        while untried:
+            smallest = (untried & -untried).bit_length() - 1
+            found = _last_with(by_space[smallest], targets_left, targets)
+            if found is not None:
+                row, space = found, smallest
                 break
-        else:
-            row, space = len(rows), row_length
+            untried &= untried - 1
+        if row == len(rows):
             rows.append([])
             targets_left.append(row_targets)
+        elif not by_space[space]:
+            spaces ^= 1 << space
         rows[row].append(place)
         targets_left[row] -= targets
         by_space[space - length].append(row)
+        spaces |= 1 << (space - length)
     return tuple(np.array(row, np.int64) for row in rows)
+
+
+def _last_with(open_rows: list[int], targets_left: list[int], targets: int) -> int | None:
+    """Takes out the last of the newest eight rows that has room for so many targets."""
+    for place in range(len(open_rows) - 1, max(len(open_rows) - 9, -1), -1):
+        if targets_left[open_rows[place]] >= targets:
+            return open_rows.pop(place)
+    return None
 
 
 def deal(plan: Plan, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,21 @@ def build(config: DataConfig, chat: Chat) -> DataSet:
     for name in names:
         if not name or names.count(name) > 1:
             raise InputError(f"config.data.tasks: names must be given and differ, got {names}")
-    return DataSet(config, tuple(_build_task(task, config, chat) for task in config.tasks), chat)
+    sources = [config.path or config.tasks[0].source, *(t.source for t in config.tasks[1:])]
+    for name, source in zip(names, sources, strict=True):
+        if not source:
+            hint = "; set its source, or config.data.path" if name == names[0] else ""
+            raise InputError(f"config.data.tasks: {name} has no source{hint}")
+    built = [_build_task(t, s, config, chat) for t, s in zip(config.tasks, sources, strict=True)]
+    return DataSet(config, tuple(built), chat)
 
 
-def _build_task(task: TaskConfig, config: DataConfig, chat: Chat) -> TaskData:
+def _build_task(
+    task: TaskConfig, source: str | tuple[str, ...], config: DataConfig, chat: Chat
+) -> TaskData:
     templates = _templates(task)
     rejected: list[Rejected] = []
     records: list[Record] = []
-    source = task.source or config.path
-    if not source:
-        raise InputError(f"config.data.tasks: {task.name} has no source, and data.path is empty")
     for row in read_records(
         source,
         file_format=task.file_format,
@@ -117,18 +122,35 @@ def _build_task(task: TaskConfig, config: DataConfig, chat: Chat) -> TaskData:
     rendered = _render(task, templates, records, config.seed, rejected)
     fitting, num_truncated = _fit(rendered, config, chat, rejected)
     _refuse_too_many(task, config, num_records, rejected)
+    kept, num_duplicates = _without_repeats(fitting, templates, records)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    # Templates of one record follow it into its split; repeats of a text are dropped.
-    first_of: dict[str, str] = {}
-    num_duplicates = 0
-    for example in fitting:
-        if first_of.setdefault(example.key, example.origin) != example.origin:
-            num_duplicates += 1
-            continue
+    for example in kept:
         splits[assign_split(example.key, task.fractions)].append(example)
     for name in SPLITS:
         splits[name] = _subset(task, name, splits[name], config.seed)
     return TaskData(task, splits, rejected, num_records, num_duplicates, num_truncated)
+
+
+def _without_repeats(
+    examples: Sequence[Example], templates: Sequence[Template], records: Sequence[Record]
+) -> tuple[list[Example], int]:
+    """The examples of records that say something new to the templates; how many do not.
+
+    Ordered by content, so that the order of the records decides nothing after it.
+    """
+    columns = sorted({column for template in templates for column in template.columns})
+    content_of = {record.origin: _key(record, columns) for record in records}
+    first_with: dict[str, str] = {}
+    for example in examples:
+        first_with.setdefault(content_of[example.origin], example.origin)
+    first = set(first_with.values())
+    kept = [example for example in examples if example.origin in first]
+    num_repeats = len({example.origin for example in examples}) - len(first)
+    return sorted(kept, key=lambda example: content_of[example.origin]), num_repeats
+
+
+def _key(record: Record, columns: Iterable[str]) -> str:
+    return content_key(*(str(record.fields.get(column, "")) for column in columns))
 
 
 def _templates(task: TaskConfig) -> list[Template]:
@@ -180,7 +202,7 @@ def _render(
         for t in _chosen_templates(task, len(templates), record, seed):
             chosen[t].append(number)
     results: list[list[Example]] = [[] for _ in records]
-    split_columns = task.split_by or sorted({c for t in templates for c in t.columns})
+    split_columns = task.split_by or sorted({c for t in templates for c in t.prompt_columns})
     for template, numbers in zip(templates, chosen, strict=True):
         outcomes = template.render_batch([records[n].fields for n in numbers])
         for number, outcome in zip(numbers, outcomes, strict=True):
@@ -196,7 +218,7 @@ def _render(
                     completion=outcome.completion,
                     choices=outcome.answer_choices or (),
                     label=str(record.fields.get(task.balance_by, "")),
-                    key=content_key(*(str(record.fields.get(c, "")) for c in split_columns)),
+                    key=_key(record, split_columns),
                     origin=record.origin,
                 )
             )
@@ -225,11 +247,13 @@ def _fit(
             rejected.append(Rejected(example.origin, "special_token", detail))
         else:
             clean.append(example)
-    # Ranking tokenizes each choice behind the prompt, so the longest choice counts.
-    answers = [max((e.completion, *e.choices), key=len) for e in clean]
-    encoded = chat.encode(zip((e.messages for e in clean), answers, strict=True))
-    for example, answer, tokens in zip(clean, answers, encoded, strict=True):
-        length = len(tokens.ids)
+    encoded = chat.encode((e.messages, e.completion) for e in clean)
+    # Ranking puts each choice behind the prompt, so there must be room for the longest.
+    counts = chat.count_tokens({choice for e in clean for choice in e.choices})
+    for example, tokens in zip(clean, encoded, strict=True):
+        more = [counts[choice] - counts[example.completion] for choice in example.choices]
+        room = config.max_length - max(more, default=0)
+        length = len(tokens.ids) + max(more, default=0)
         if length <= config.max_length:
             fitting.append(example)
             continue
@@ -238,7 +262,7 @@ def _fit(
             raise InputError(f"{example.origin}: {detail}; see config.data.on_too_long")
         cut = None
         if config.on_too_long == "truncate":
-            cut = _truncated(example, answer, tokens, config.max_length, chat)
+            cut = _truncated(example, tokens, room, chat)
         if cut is None:
             rejected.append(Rejected(example.origin, "too_long", detail))
         else:
@@ -247,9 +271,7 @@ def _fit(
     return fitting, num_truncated
 
 
-def _truncated(
-    example: Example, answer: str, tokens: Encoded, max_length: int, chat: Chat
-) -> Example | None:
+def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -> Example | None:
     """Cuts the middle of the last user turn until the example fits; None if it cannot."""
     content = example.messages[-1]["content"]
     for margin in (4, 12, 40):
@@ -265,7 +287,7 @@ def _truncated(
         last = int(tokens.spans[inside[middle + excess - 1], 1]) - start
         shorter = content[:first].rstrip() + _ELLIPSIS + content[last:].lstrip()
         messages = (*example.messages[:-1], {**example.messages[-1], "content": shorter})
-        if len(chat.encode([(messages, answer)])[0].ids) <= max_length:
+        if len(chat.encode([(messages, example.completion)])[0].ids) <= max_length:
             return Example(**{**_shallow(example), "messages": messages})
     return None
 
@@ -354,7 +376,8 @@ def write_card(data: DataSet, folder: Path) -> dict[str, Any]:
     """Writes card.json and rejected.jsonl into a folder, and returns the card."""
     folder.mkdir(parents=True, exist_ok=True)
     counted = card(data)
-    (folder / "card.json").write_text(json.dumps(counted, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(counted, indent=2, ensure_ascii=False)
+    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     with (folder / "rejected.jsonl").open("w", encoding="utf-8") as file:
         for task in data.tasks:
             for r in task.rejected:

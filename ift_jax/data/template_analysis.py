@@ -41,6 +41,29 @@ def undeclared_names(text: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
 
 
+def prompt_names(text: str) -> frozenset[str]:
+    """The variables that a record must supply for what stands before the separator.
+
+    A separator inside a branch or loop does not end the prompt.
+
+    Example:
+        >>> sorted(prompt_names("{% if a %}{{ b.c }}{% endif %} ||| {{ d }}"))
+        ['a', 'b']
+    """
+    template = _ENVIRONMENT.parse(text)
+    before: list[nodes.Node] = []
+    for statement in template.body:
+        before.append(statement)
+        if not isinstance(statement, nodes.Output):
+            continue
+        for place, node in enumerate(statement.nodes):
+            if isinstance(node, nodes.TemplateData) and SEPARATOR in node.data:
+                statement.nodes = statement.nodes[:place]
+                template.body = before
+                return frozenset(meta.find_undeclared_variables(template))
+    return frozenset(meta.find_undeclared_variables(template))
+
+
 def most_separators(text: str) -> int:
     """The largest number of `|||` that one rendering can print; a loop counts twice.
 

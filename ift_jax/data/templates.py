@@ -133,6 +133,11 @@ class Template:
             names |= _undeclared(self, "answer_choices", self.answer_choices)
         return names - {"answer_choices"}
 
+    @cached_property
+    def prompt_columns(self) -> frozenset[str]:
+        """Those that stand before the separator; all of them where none does."""
+        return (template_analysis.prompt_names(self.jinja) & self.columns) or self.columns
+
     @property
     def where(self) -> str:
         """Where a person finds the template."""

@@ -38,7 +38,7 @@ def bucket(length: int) -> int:
     return -(-length // 2048) * 2048
 
 
-def groups(lengths: Sequence[int], shards: int, batch_tokens: int = BATCH_TOKENS) -> Iterator[Group]:
+def groups(lengths: Sequence[int], shards: int) -> Iterator[Group]:
     """Cuts rows, sorted by length, into groups of one shape each; long rows first.
 
     The longest come first so that a lack of memory shows at once.
@@ -47,7 +47,7 @@ def groups(lengths: Sequence[int], shards: int, batch_tokens: int = BATCH_TOKENS
     at = 0
     while at < len(order):
         length = bucket(lengths[order[at]])
-        rows = max(batch_tokens // length, 1) * shards
+        rows = max(BATCH_TOKENS // length, 1) * shards
         members = [i for i in order[at : at + rows] if bucket(lengths[i]) == length]
         yield Group(members, rows, length)
         at += len(members)
@@ -64,9 +64,7 @@ def common_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
     return shared if shared >= MIN_PREFIX else 0
 
 
-def compute_prefix(
-    structure: Structure, params: Params, ids: NDArray[np.int32]
-) -> Prefix | None:
+def compute_prefix(structure: Structure, params: Params, ids: NDArray[np.int32]) -> Prefix | None:
     """Keys and values of a shared beginning, padded to its bucket; None for an empty one."""
     if not len(ids):
         return None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,11 +143,11 @@ def _generate(
         keys = jax.vmap(lambda k: jax.random.fold_in(k, index))(row_keys)
         return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
-    def unfinished(carry: tuple[Array, ...]) -> Array:
+    def unfinished(carry: Any) -> Array:
         index, done = carry[0], carry[1]
         return (index < max_new_tokens) & ~jnp.all(done)
 
-    def body(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def body(carry: Any) -> Any:
         index, done, token, out, k, v = carry
         position = first + lengths + index - 1
         write_at = size + index - 1

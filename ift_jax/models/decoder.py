@@ -195,7 +195,7 @@ class Decoder(nnx.Module):
             shared = self._enter(prefix[None], jnp.arange(prefix.size)[None])
             shared_mask, seen_by_all = packing_mask(ones), ones[0] > 0
 
-        def body(carry: tuple[Array, Array | None], layer_state: Any) -> tuple[Any, None]:
+        def body(carry: tuple[Array, Any], layer_state: Any) -> tuple[Any, None]:
             x, beginning = carry
             layer = nnx.merge(graph, layer_state)
             seen = None
@@ -316,9 +316,7 @@ def build(config: DecoderConfig, compute: Compute) -> Structure:
 def param_shapes(config: DecoderConfig, dtype: Any = "float32") -> Params:
     """The parameter tree as jax.ShapeDtypeStruct leaves."""
     _, state = nnx.split(_abstract(config, Compute(), dtype))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state)
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
 
 
 def param_axes(config: DecoderConfig) -> Params:
@@ -326,7 +324,7 @@ def param_axes(config: DecoderConfig) -> Params:
     _, state = nnx.split(_abstract(config, Compute()))
     axes: Params = {}
     for path, variable in nnx.to_flat_state(state):
-        node = axes
+        node: Any = axes
         for key in path[:-1]:
             node = node.setdefault(key, {})
         node[path[-1]] = variable.get_metadata()["axes"]

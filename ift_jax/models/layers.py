@@ -60,7 +60,7 @@ def attend(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     mask: Bool[Array, "B S T"],
-    prefix: "tuple[Float[Array, 'T0 K H'], Float[Array, 'T0 K H'], Bool[Array, 'T0']] | None" = None,
+    prefix: tuple[Float[Array, "T0 K H"], Float[Array, "T0 K H"], Bool[Array, "T0"]] | None = None,
 ) -> Float[Array, "B S K G H"]:
     """Grouped-query attention, softmax in float32.
 

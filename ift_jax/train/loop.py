@@ -34,7 +34,8 @@ from ift_jax.train.step import StepMetrics, TrainState, init_state, make_step
 def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     """Trains, scores base and tuned model on the test split, and writes the workdir.
 
-    Run again on the same workdir, it goes on exactly where it stopped.
+    Run again on the same workdir, it goes on exactly where it stopped; a finished run only
+    shows its results.
 
     Returns:
         The rows of results.json.
@@ -44,6 +45,11 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     """
     workdir = Path(workdir)
     claim_workdir(config, workdir)
+    results = workdir / "results.json"
+    if results.exists():
+        rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+        print(results_table(rows))
+        return rows
     mesh = make_mesh(config.mesh)
     _check_batch(config, mesh)
     with jax.set_mesh(mesh):
@@ -53,8 +59,9 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         best = fit(config, workdir, mesh, base, data)
         base = base.with_params(None)  # type: ignore[arg-type]  # training consumed them
         rows = final_scores(config, mesh, base, data, best)
-    text = json.dumps({"rows": rows}, indent=2)
-    (workdir / "results.json").write_text(text + "\n", encoding="utf-8")
+    partial = results.with_suffix(".partial")
+    partial.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(results)
     print(results_table(rows))
     return rows
 

@@ -88,7 +88,7 @@ def make_step(
         gradients = jax.tree.map(
             lambda g, p: (g / divisor.astype(g.dtype)).astype(p.dtype), gradients, state.params
         )
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax 0.2.8 mixes dtypes in its updates
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,171 @@
+"""Ranking by log-likelihood, against transformers scoring every full text on its own."""
+
+import numpy as np
+import pytest
+import torch
+from torch_reference import save_variant, torch_model
+
+from ift_jax.errors import InputError
+from ift_jax.evaluation import batching
+from ift_jax.evaluation.scoring import Question, choice_log_likelihoods, encode_questions
+from ift_jax.language_model import load_pretrained
+
+INSTRUCTION = "Say whether the review is good. "  # longer than batching.MIN_PREFIX bytes
+CHOICES = [("yes", "no"), ("terrible", "so-so", "really quite good"), ("1", "22"), ("ja",)]
+TEXTS = [f"{'long ' * (i * 3)}review number {i}?" for i in range(6)]
+ASKED = [
+    ([{"role": "user", "content": INSTRUCTION + text}], CHOICES[i % len(CHOICES)])
+    for i, text in enumerate(TEXTS)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_variant(tmp_path_factory.mktemp("scoring") / "model", tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def questions(model):
+    return encode_questions(model.chat, ASKED)
+
+
+def scores(model, questions):
+    return choice_log_likelihoods(model.structure, model.params, questions)
+
+
+@pytest.fixture(scope="module")
+def expected(folder, model):
+    """Each text alone through transformers: log-probabilities behind the prompt, summed."""
+    reference, tokenizer = torch_model(folder), model.tokenizer
+    found = []
+    for messages, choices in ASKED:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        start = len(tokenizer(prompt).input_ids)
+        sums = []
+        for choice in choices:
+            ids = torch.tensor([tokenizer(prompt + choice + "<|im_end|>").input_ids])
+            with torch.no_grad():
+                logits = reference(ids).logits[0].double()
+            steps = torch.log_softmax(logits, -1)[:-1].gather(1, ids[0, 1:, None])
+            sums.append(float(steps[start - 1 :].sum()))
+        found.append(np.array(sums))
+    return found
+
+
+def close(a, b, atol=1e-3):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, atol=atol)
+
+
+def test_scores_equal_those_of_each_text_alone_in_transformers(model, questions, expected):
+    found = scores(model, questions)
+    assert [len(row) for row in found] == [len(choices) for _, choices in ASKED]
+    assert batching.common_prefix([q.prompt for q in questions]) > batching.MIN_PREFIX
+    close(found, expected)
+
+
+def test_the_end_of_turn_counts(model, questions):
+    without = [Question(q.prompt, tuple(c[:-1] for c in q.choices)) for q in questions]
+    assert all(c[-1] == model.chat.end_of_turn_id for q in questions for c in q.choices)
+    for with_end, shorter in zip(scores(model, questions), scores(model, without), strict=True):
+        assert (with_end < shorter - 1e-3).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 300, 100_000])
+def test_the_batch_size_does_not_matter(model, questions, expected, monkeypatch, tokens):
+    monkeypatch.setattr(batching, "BATCH_TOKENS", tokens)
+    close(scores(model, questions), expected)
+
+
+def test_sharing_the_beginning_does_not_matter(model, questions, monkeypatch):
+    shared = scores(model, questions)
+    monkeypatch.setattr(batching, "MIN_PREFIX", 10_000)
+    close(scores(model, questions), shared, atol=1e-4)
+
+
+def test_neither_the_order_of_questions_nor_of_choices_matters(model, questions, expected):
+    close(scores(model, questions[::-1]), expected[::-1])
+    turned = [Question(q.prompt, q.choices[::-1]) for q in questions]
+    close(scores(model, turned), [row[::-1] for row in expected])
+
+
+def test_a_question_alone_scores_as_among_others(model, questions, expected):
+    for number in (0, 5):
+        close(scores(model, questions[number : number + 1]), expected[number : number + 1])
+
+
+def test_choices_do_not_see_each_other(model, questions, expected):
+    """The last choice of three scores as it does when the other two are replaced."""
+    question = questions[1]
+    noise = tuple(np.full(len(c), 77, np.int32) for c in question.choices[:2])
+    changed = scores(model, [Question(question.prompt, (*noise, question.choices[2]))])[0]
+    np.testing.assert_allclose(changed[2], expected[1][2], atol=1e-3)
+    assert (np.abs(changed[:2] - expected[1][:2]) > 1e-2).all()
+
+
+def test_no_questions_give_no_scores(model):
+    assert scores(model, []) == []
+
+
+def test_an_empty_prompt_is_refused_by_its_number(model, questions):
+    empty = Question(np.zeros(0, np.int32), questions[0].choices)
+    with pytest.raises(InputError, match="question 1: the prompt has no tokens"):
+        scores(model, [questions[0], empty])
+
+
+def test_questions_are_tokenized_as_training_tokenizes_them(model, questions):
+    for (messages, choices), question in zip(ASKED, questions, strict=True):
+        for choice, ids in zip(choices, question.choices, strict=True):
+            (encoded,) = model.chat.encode([(messages, choice)])
+            np.testing.assert_array_equal(np.concatenate([question.prompt, ids]), encoded.ids)
+            np.testing.assert_array_equal(ids, encoded.ids[encoded.trained])
+
+
+def test_a_choice_that_merges_with_the_prompt_starts_where_all_texts_still_agree():
+    """Where "x" + "y" is one token, that token belongs to the choice, for all choices alike."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from ift_jax.data.chat import Chat
+
+    vocab = {t: i for i, t in enumerate(["<end>", "x", "y", "z", "xy"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("x", "y")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    (question,) = encode_questions(
+        Chat.of(tokenizer), [([{"role": "user", "content": "zx"}], ("y", "z"))]
+    )
+    assert question.prompt.tolist() == [3]
+    assert [c.tolist() for c in question.choices] == [[4, 0], [1, 3, 0]]
+
+
+def test_rows_are_grouped_by_padded_length_and_every_row_once():
+    lengths = [5, 900, 64, 65, 70, 3, 2000, 64]
+    found = list(batching.groups(lengths, shards=2))
+    assert sorted(i for group in found for i in group.members) == list(range(len(lengths)))
+    for group in found:
+        assert len(group.members) <= group.rows
+        assert group.rows % 2 == 0
+        assert {batching.bucket(lengths[i]) for i in group.members} == {group.length}
+    assert [g.length for g in found] == sorted((g.length for g in found), reverse=True)
+
+
+def test_a_common_beginning_leaves_each_row_a_token():
+    row = np.arange(30, dtype=np.int32)
+    assert batching.common_prefix([row, row]) == 29
+    assert batching.common_prefix([row, row[:20]]) == 19
+    assert batching.common_prefix([row, np.where(row == 18, 99, row)]) == 18
+    assert batching.common_prefix([row, row[: batching.MIN_PREFIX]]) == 0  # too short to pay
+    assert batching.common_prefix([]) == 0

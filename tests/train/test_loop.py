@@ -1,0 +1,226 @@
+"""Whole runs on a tiny model: workdir contents, resume, selection, loss parity with torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ift_jax.checkpoint import Checkpoints, load_workdir
+from ift_jax.config import build_run_config
+from ift_jax.language_model import load_pretrained
+from ift_jax.train.loop import train
+
+
+def run_tree(model, **changes):
+    tree = {
+        "model": {"path": str(model)},
+        "data": {
+            "max_length": 480,
+            "tasks": [
+                {
+                    "name": "rating",
+                    "source": "embedded:reviews",
+                    "templates": "reviews",
+                    "template_names": ["Predict the rating"],
+                    "split_by": ["review_body"],
+                    "balance_by": "star_rating",
+                    "train_size": 60,
+                    "validation_size": 10,
+                    "test_size": 15,
+                }
+            ],
+        },
+        "train": {"num_steps": 6, "batch_size": 8, "eval_every": 3},
+        "optimizer": {"peak_lr": 1e-3, "warmup_steps": 2},
+        "evaluation": {"shots": [0, 1]},
+    }
+    for path, value in changes.items():
+        section, field = path.split("__")
+        tree[section][field] = value
+    return tree
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama, tmp_path_factory):
+    """A workdir after an undisturbed run, and its result rows."""
+    workdir = tmp_path_factory.mktemp("run") / "W"
+    rows = train(build_run_config(run_tree(tiny_llama)), workdir)
+    return workdir, rows
+
+
+def test_a_run_writes_its_workdir(finished):
+    workdir, rows = finished
+    assert json.loads((workdir / "results.json").read_text()) == {"rows": rows}
+    card = json.loads((workdir / "data" / "card.json").read_text())
+    assert card["tasks"]["rating"]["splits"]["train"]["examples"] == 60
+    assert (workdir / "data" / "rejected.jsonl").read_text() == ""
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.is_dir())[-1] == 6
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "token_accuracy", "tokens", "learning_rate"} <= set(lines[0])
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
+
+
+def test_tensorboard_shows_the_same_numbers(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    workdir, _ = finished
+    events = EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    written = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert {e.step: e.value for e in events.Scalars("loss")} == pytest.approx(written)
+
+
+def test_results_hold_base_at_each_shot_and_tuned_at_zero(finished):
+    _, rows = finished
+    found = {(r["model"], r["shots"], r["metric"]) for r in rows}
+    assert found == {
+        ("majority", 0, "accuracy"),
+        *(("base", shots, metric) for shots in (0, 1) for metric in ("accuracy", "exact_match")),
+        *(("tuned", 0, metric) for metric in ("accuracy", "exact_match")),
+    }
+    for row in rows:
+        assert row["task"] == "rating"
+        assert row["split"] == "test"
+        assert row["count"] == 15
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+
+
+def test_training_lowers_the_loss(finished):
+    workdir, _ = finished
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.2
+
+
+def kill_when(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_parameters(finished, tiny_llama, tmp_path):
+    undisturbed, _ = finished
+    workdir = tmp_path / "W"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(run_tree(tiny_llama)))
+    code = (
+        "import json, sys, jax\n"
+        "from ift_jax.config import build_run_config\n"
+        "from ift_jax.train.loop import train\n"
+        "train(build_run_config(json.load(open(sys.argv[1]))), sys.argv[2])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(config), str(workdir)],
+        env=dict(os.environ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = workdir / "metrics.jsonl"
+    kill_when(lambda: metrics.exists() and '"step": 4' in metrics.read_text(), process)
+    assert not (workdir / "results.json").exists()
+    train(build_run_config(run_tree(tiny_llama)), workdir)
+    a, b = (load_workdir(w, which="latest").params for w in (undisturbed, workdir))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+    def logged(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [(m["step"], m["loss"]) for m in map(json.loads, lines) if "loss" in m]
+
+    assert logged(workdir) == logged(undisturbed)
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(tiny_llama, tmp_path):
+    # A rate this high makes the model worse, so that the best step is not the last.
+    tree = run_tree(tiny_llama, optimizer__peak_lr=3.0, optimizer__warmup_steps=0)
+    tree["optimizer"]["clip_norm"] = 0.0
+    tree["train"]["eval_every"] = 1
+    train(build_run_config(tree), tmp_path / "W")
+    lines = (tmp_path / "W" / "metrics.jsonl").read_text().splitlines()
+    losses = {m["step"]: m["validation_loss"] for m in map(json.loads, lines) if "validation_loss" in m}
+    best = min(losses, key=losses.get)
+    checkpoints = Checkpoints(tmp_path / "W")
+    assert checkpoints.choose("best") == best
+    assert checkpoints.choose("latest") == 6
+    assert best != 6
+    checkpoints.close()
+
+
+def test_loss_curve_equals_torch(tiny_llama, tmp_path):
+    curve_equals_torch(tiny_llama, tmp_path, rows=4, steps=10, rate=1e-4)
+
+
+@pytest.mark.slow
+def test_loss_curve_of_smollm2_equals_torch(smollm2, tmp_path):
+    folder = tmp_path / "smollm2"
+    load_pretrained(smollm2).save_pretrained(folder)
+    curve_equals_torch(folder, tmp_path, rows=2, steps=10, rate=5e-5, row_length=192)
+
+
+def curve_equals_torch(folder, tmp_path, *, rows, steps, rate, row_length=512):
+    """Ten steps of full tuning, against a plain loop of torch and transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ift_jax.data import pipeline
+    from ift_jax.data.loader import Batches, RowSource
+    from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
+    from ift_jax.train.step import init_state, make_step
+
+    model = load_pretrained(folder)
+    tree = run_tree(folder, data__max_length=row_length)
+    data = pipeline.build(build_run_config(tree).data, model.chat)
+    examples = data.tokens("train")
+    source = RowSource(examples, row_length, seed=0, pack=False)
+    batches = Batches(source, rows, 0)
+    config = OptimizerConfig(
+        peak_lr=rate, warmup_steps=0, schedule="constant", weight_decay=0.01, clip_norm=1.0
+    )
+    optimizer = make_optimizer(config, steps)
+    step = jax.jit(make_step(model.structure, optimizer), donate_argnums=0)
+    state = init_state(model.params, optimizer)
+    ours = []
+    for number in range(steps):
+        state, metrics = step(state, batches[number])
+        ours.append(float(metrics.sums.nll) / float(metrics.sums.weight))
+
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    decayed = [p for n, p in reference.named_parameters() if "norm" not in n]
+    norms = [p for n, p in reference.named_parameters() if "norm" in n]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=rate)
+    theirs = []
+    for number in range(steps):
+        total, weight = 0.0, 0
+        for row in range(rows):
+            (member,) = source.members(number * rows + row)
+            begin, end = examples.starts[member], examples.starts[member + 1]
+            ids = torch.tensor(examples.ids[begin:end].astype(np.int64))[None]
+            trained = torch.tensor(examples.trained[begin:end])[None]
+            labels = torch.where(trained, ids, -100)
+            logits = reference(ids).logits
+            total = total + torch.nn.functional.cross_entropy(
+                logits[0, :-1], labels[0, 1:], reduction="sum"
+            )
+            weight += int(trained[0, 1:].sum())
+        mean = total / weight
+        adamw.zero_grad()
+        mean.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        adamw.step()
+        theirs.append(float(mean))
+    assert ours[0] != pytest.approx(ours[-1], rel=1e-2)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)

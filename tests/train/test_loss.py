@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from batches import packed_batch, random_examples, unpacked_batch
+
+from ift_jax.data.loader import Batches, RowSource
+from ift_jax.language_model import load_pretrained
+from ift_jax.train import loss
+from ift_jax.train.loss import loss_sums, token_nll
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return load_pretrained(tiny_llama)
+
+
+def test_nll_and_hits_equal_torch():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(5, 7, 11)).astype(np.float32), rng.integers(0, 11, (5, 7))
+    nll, correct = token_nll(jnp.asarray(logits), jnp.asarray(targets))
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).reshape(-1, 11), torch.tensor(targets).reshape(-1), reduction="none"
+    )
+    np.testing.assert_allclose(np.asarray(nll).reshape(-1), expected.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(correct), logits.argmax(-1) == targets)
+
+
+def test_nll_of_bfloat16_logits_is_reduced_in_float32():
+    logits = jnp.full((1, 4096), 3.0, jnp.bfloat16)
+    nll, _ = token_nll(logits, jnp.array([7]))
+    assert nll.dtype == jnp.float32
+    np.testing.assert_allclose(nll, np.log(4096), rtol=1e-5)
+
+
+def gradients(model, batch, prefix=None):
+    return jax.grad(lambda p: loss_sums(model.structure, p, batch, prefix).nll)(model.params)
+
+
+def assert_trees_close(a, b, rtol=1e-4):
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=rtol * scale)
+
+
+def test_packed_rows_give_the_sums_and_gradients_of_unpacked_rows(model):
+    examples = random_examples(20)
+    packed, unpacked = packed_batch(examples), unpacked_batch(examples)
+    assert packed.tokens.shape[0] < unpacked.tokens.shape[0]
+    for a, b in zip(
+        loss_sums(model.structure, model.params, packed),
+        loss_sums(model.structure, model.params, unpacked),
+        strict=True,
+    ):
+        np.testing.assert_allclose(float(a), float(b), rtol=1e-5)
+    assert_trees_close(gradients(model, packed), gradients(model, unpacked))
+
+
+def test_a_shared_prefix_beside_the_rows_changes_neither_sums_nor_gradients(model):
+    examples = random_examples(20, prefix=13)
+    prefix = examples.common_prefix()
+    assert len(prefix) >= 13
+    source = RowSource(examples, 40, seed=0, prefix=len(prefix))
+    beside = Batches(source, source.rows_per_epoch, 1)[0]
+    written_out = unpacked_batch(examples, 64)
+    shared = jnp.asarray(prefix)
+    a = loss_sums(model.structure, model.params, beside, shared)
+    b = loss_sums(model.structure, model.params, written_out)
+    np.testing.assert_allclose(float(a.nll), float(b.nll), rtol=1e-5)
+    assert float(a.weight) == float(b.weight)
+    assert float(a.tokens) < float(b.tokens)
+    assert_trees_close(gradients(model, beside, shared), gradients(model, written_out))
+
+
+def test_chunks_of_targets_give_the_sums_of_one_piece(model, monkeypatch):
+    batch = packed_batch(random_examples(20))
+    whole = loss_sums(model.structure, model.params, batch)
+    whole_gradients = gradients(model, batch)
+    monkeypatch.setattr(loss, "CHUNK_TARGETS", 24)
+    assert batch.targets.size > 24
+    for a, b in zip(whole, loss_sums(model.structure, model.params, batch), strict=True):
+        np.testing.assert_allclose(float(a), float(b), rtol=1e-5)
+    assert_trees_close(whole_gradients, gradients(model, batch))
+
+
+def test_only_weighted_positions_count(model):
+    batch = packed_batch(random_examples(20))
+    first = np.zeros_like(batch.weights)
+    first[0, 0] = 1.0
+    sums = loss_sums(model.structure, model.params, batch._replace(weights=first))
+    assert float(sums.weight) == 1.0
+    other = batch._replace(weights=first, targets=np.where(first > 0, batch.targets, 5))
+    assert float(loss_sums(model.structure, model.params, other).nll) == float(sums.nll)
+
+
+def test_logits_of_all_positions_never_exist(model):
+    examples = random_examples(40)
+    batch = packed_batch(examples, row_length=64)
+    rows, length = batch.tokens.shape
+    vocab = model.structure.config.vocab_size
+    text = str(jax.make_jaxpr(lambda p: gradients(model.with_params(p), batch))(model.params))
+    assert f"[{rows},{length},{vocab}]" not in text
+    assert f"{batch.targets.shape[1]},{vocab}]" in text
