@@ -52,6 +52,7 @@ def main() -> None:
 
 def _run(verb: str) -> None:
     command = import_module(f"ift_jax.commands.{verb}")
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what we say ourselves
     arguments = _parse(command, [f"ift {verb}", *sys.argv[2:]])
     from ift_jax.compilation import enable_compilation_cache
 

@@ -43,10 +43,16 @@ def load(file):
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
-        ({"train": {"num_stps": 3}}, "config.train.num_stps: no such field; did you mean num_steps?"),
+        (
+            {"train": {"num_stps": 3}},
+            "config.train.num_stps: no such field; did you mean num_steps?",
+        ),
         ({"trian": {}}, "config.trian: no such field; did you mean train?"),
         ({"zzz": {}}, "config.zzz: no such field; there are data, evaluation, mesh, model, optim"),
-        ({"data": {"tasks": [{"name": "a"}, {"nam": "b"}]}}, "config.data.tasks[1].nam: no such fi"),
+        (
+            {"data": {"tasks": [{"name": "a"}, {"nam": "b"}]}},
+            "config.data.tasks[1].nam: no such fi",
+        ),
         ({"train": {"num_steps": "3"}}, "config.train.num_steps: expected int, got '3' (str)"),
         ({"train": {"num_steps": 3.0}}, "config.train.num_steps: expected int, got 3.0 (float)"),
         ({"train": {"num_steps": True}}, "config.train.num_steps: expected int, got True (bool)"),
@@ -145,7 +151,9 @@ def test_differences_name_the_field_and_both_values():
         "config.train.seed is 0 there and 5 here",
     ]
     fewer = build_run_config({"data": {"tasks": tasks[:1]}})
-    assert any(d.startswith("config.data.tasks.1.name is 'b' there") for d in differences(old, fewer))
+    assert any(
+        d.startswith("config.data.tasks.1.name is 'b' there") for d in differences(old, fewer)
+    )
 
 
 def test_a_config_json_that_is_missing_or_broken_is_named(tmp_path):
@@ -243,8 +251,14 @@ def test_without_a_config_nothing_is_added():
         ("data.pack=maybe", "config.data.pack: expected true or false, got 'maybe'"),
         ("train=3", "config.train: is a section; set one of its fields"),
         ("train.seed.x=3", "config.train.seed: has no fields, so there is no config.train.seed.x"),
-        ("train.seed[0]=3", "config.train.seed: is not a list, so there is no config.train.seed[0]"),
-        ("data.tasks[0].train_sze=3", "config.data.tasks[0].train_sze: no such field; did you mean"),
+        (
+            "train.seed[0]=3",
+            "config.train.seed: is not a list, so there is no config.train.seed[0]",
+        ),
+        (
+            "data.tasks[0].train_sze=3",
+            "config.data.tasks[0].train_sze: no such field; did you mean",
+        ),
         ("data.tasks[0]=3", "config.data.tasks[0]: is a section; set one of its fields"),
         ("data.tasks[x].name=3", "config.data.tasks[x]: expected the name of a field"),
         (".=3", "config.: expected the name of a field"),

@@ -64,7 +64,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             raise
         raise _config_problem(arguments, error) from error
     config = flags.FLAGS["config"].value
-    if config is not None and not isinstance(config, ConfigDict):
+    given = arguments[1:] and arguments[1].startswith("--config=")
+    if given and not isinstance(config, ConfigDict):
         raise _config_problem(arguments, TypeError(f"expected a ConfigDict, got {config!r}"))
     return rest
 

@@ -32,8 +32,8 @@ def main(_: list[str]) -> None:
     path = required(_MODEL, "model")
     if _PROMPT.value and _PROMPTS.value:
         raise InputError("--prompt and --prompts exclude each other")
-    records = _read_prompts(_PROMPTS.value) if _PROMPTS.value else []
     output = writable(required(_OUTPUT, "output")) if _PROMPTS.value else None
+    records = _read_prompts(_PROMPTS.value) if _PROMPTS.value else []
     from ift_jax.language_model import load_pretrained
 
     model = load_pretrained(path)

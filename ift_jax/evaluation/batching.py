@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ift_jax.models.decoder import KVCache, Params, Prefix, Structure
 from ift_jax.sharding import num_row_shards, row_sharding
 
-BATCH_TOKENS = 4096  # positions per batch, per part of the mesh that rows are cut over
+BATCH_TOKENS = 1024  # positions per batch, per part of the mesh that rows are cut over
 MIN_PREFIX = 16  # a shorter common beginning is not worth a program of its own
 
 
@@ -41,7 +41,8 @@ def bucket(length: int) -> int:
 def groups(lengths: Sequence[int], shards: int) -> Iterator[Group]:
     """Cuts rows, sorted by length, into groups of one shape each; long rows first.
 
-    The longest come first so that a lack of memory shows at once.
+    The longest come first so that a lack of memory shows at once. A group that is not full
+    has 1, 4, 16 ... rows per part of the mesh: one prompt does not cost a whole batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     at = 0
@@ -49,6 +50,10 @@ def groups(lengths: Sequence[int], shards: int) -> Iterator[Group]:
         length = bucket(lengths[order[at]])
         rows = max(BATCH_TOKENS // length, 1) * shards
         members = [i for i in order[at : at + rows] if bucket(lengths[i]) == length]
+        small = shards
+        while small < len(members):
+            small *= 4
+        rows = min(rows, small)
         yield Group(members, rows, length)
         at += len(members)
 

@@ -69,19 +69,23 @@ def attend(
         prefix: keys, values and their validity that every query of every row sees before
             its own; they have no row axis, so a shared prompt is stored and read once.
     """
-    scale = q.shape[-1] ** -0.5
-    scores = jnp.einsum("bskgh,btkh->bksgt", q * scale, k, preferred_element_type=jnp.float32)
+    q = q * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bskgh,btkh->bksgt", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, :, None, :], scores, _MASKED)
-    if prefix is not None:
-        prefix_k, prefix_v, valid = prefix
-        prefix_scores = jnp.einsum(
-            "bskgh,tkh->bksgt", q * scale, prefix_k, preferred_element_type=jnp.float32
-        )
-        prefix_scores = jnp.where(valid, prefix_scores, _MASKED)
-        scores = jnp.concatenate([prefix_scores, scores], axis=-1)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     if prefix is None:
+        probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         return jnp.einsum("bksgt,btkh->bskgh", probabilities, v)
-    split = prefix_v.shape[0]
-    shared = jnp.einsum("bksgt,tkh->bskgh", probabilities[..., :split], prefix_v)
-    return shared + jnp.einsum("bksgt,btkh->bskgh", probabilities[..., split:], v)
+    # Two softmaxes over parts of the keys, put together by their maxima and sums (Milakov and
+    # Gimelshein 2018): joining the scores would copy them, and they are the largest array here.
+    prefix_k, prefix_v, valid = prefix
+    prefix_scores = jnp.einsum("bskgh,tkh->kbsgt", q, prefix_k, preferred_element_type=jnp.float32)
+    prefix_scores = jnp.where(valid, prefix_scores, _MASKED)
+    high = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+    prefix_high = jax.lax.stop_gradient(jnp.max(prefix_scores, axis=-1)).swapaxes(0, 1)
+    high = jnp.maximum(high, prefix_high)
+    weights = jnp.exp(scores - high[..., None])
+    prefix_weights = jnp.exp(prefix_scores - high.swapaxes(0, 1)[..., None])
+    total = jnp.sum(weights, axis=-1) + jnp.sum(prefix_weights, axis=-1).swapaxes(0, 1)
+    own = jnp.einsum("bksgt,btkh->bskgh", weights.astype(v.dtype), v)
+    shared = jnp.einsum("kbsgt,tkh->bskgh", prefix_weights.astype(v.dtype), prefix_v)
+    return (own + shared) / total.transpose(0, 2, 1, 3)[..., None].astype(v.dtype)

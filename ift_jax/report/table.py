@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_NAMES = {"majority": "always the most frequent answer", "base": "base model", "tuned": "tuned model"}
+_NAMES = {
+    "majority": "always the most frequent answer",
+    "base": "base model",
+    "tuned": "tuned model",
+}
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -35,7 +39,12 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         table.append([label, *(cells.get((model, shots, *column), "–") for column in columns)])
     widths = [max(len(row[i]) for row in table) for i in range(len(columns) + 1)]
     text = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         for row in table
     ]
     counts = dict.fromkeys(f"{row['count']} {row['split']} items of {row['task']}" for row in rows)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ift_jax.batch import Batch
@@ -25,10 +25,10 @@ from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.metrics_log import MetricsLog
 from ift_jax.models import decoder
 from ift_jax.report.table import results_table
-from ift_jax.sharding import make_mesh, num_row_shards, param_shardings, row_sharding
+from ift_jax.sharding import make_mesh, num_row_shards, row_sharding
 from ift_jax.train.loss import LossSums, loss_sums
 from ift_jax.train.optimizer import make_optimizer, make_schedule
-from ift_jax.train.step import StepMetrics, TrainState, init_state, make_step
+from ift_jax.train.step import StepMetrics, TrainState, make_step, place_state
 
 
 def train(config: RunConfig, workdir: str | Path) -> list[Row]:
@@ -182,15 +182,15 @@ def fit(
         if step == first:
             jax.block_until_ready(metrics)
             tqdm.write(f"first step after {time.monotonic() - started:.1f} s", file=sys.stderr)
-        last = step + 1 == num_steps
-        if last or _due(settings.eval_every, step + 1):
-            before = _report(pending, log, bar, schedule, before)
+        validates = step + 1 == num_steps or _due(settings.eval_every, step + 1)
+        if validates or _due(settings.save_every, step + 1):
+            _report(pending, log, bar, schedule, before)
             pending = None
-            score = _validate(config, base, data, state, validation, mesh, log)
+            score = (
+                _validate(config, base, data, state, validation, mesh, log) if validates else None
+            )
             checkpoints.save(state, score)
             before = time.monotonic()
-        elif _due(settings.save_every, step + 1):
-            checkpoints.save(state, None)
     bar.close()
     log.close()
     best = checkpoints.choose("best")
@@ -201,28 +201,6 @@ def fit(
     checkpoints.close()
     print(f"best checkpoint: step {best}", file=sys.stderr)
     return params
-
-
-def place_state(
-    params: decoder.Params, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """The first state, on the mesh: optimizer moments lie where their parameters do."""
-    replicated = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    like_params = jax.tree.map(lambda p: (p.sharding, p.shape), params)
-    moments = optax.tree_map_params(
-        optimizer,
-        lambda leaf, placed: placed[0] if leaf.shape == placed[1] else replicated,
-        shapes.opt_state,
-        like_params,
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct),
-    )
-    shardings = TrainState(replicated, jax.tree.map(lambda p: p.sharding, params), moments)
-    create = jax.jit(
-        lambda p: init_state(p, optimizer), out_shardings=shardings, donate_argnums=0
-    )
-    return create(params)
 
 
 def progress_bar(first: int, num_steps: int) -> Any:
@@ -249,17 +227,17 @@ def _report(
     if pending is None:
         return before
     step, metrics = pending
-    sums = LossSums(*(float(x) for x in metrics.sums))
+    sums = metrics.sums
+    loss, accuracy = divided(sums)  # waits for the step
     now = time.monotonic()
-    loss, accuracy = divided(sums)
-    speed = sums.tokens / max(now - before, 1e-9)
+    speed = float(sums.tokens) / max(now - before, 1e-9)
     log.write(
         step,
         {
             "loss": loss,
             "token_accuracy": accuracy,
-            "tokens": sums.tokens,
-            "trained_tokens": sums.weight,
+            "tokens": float(sums.tokens),
+            "trained_tokens": float(sums.weight),
             "learning_rate": float(schedule(step - 1)),
             "gradient_norm": float(metrics.gradient_norm),
             "tokens_per_s": speed,

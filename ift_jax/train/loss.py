@@ -68,16 +68,16 @@ def loss_sums(
     def cut(x: Array) -> Array:
         padding = [(0, 0)] * x.ndim
         padding[1] = (0, chunks * size - slots)
-        return jnp.moveaxis(
-            jnp.pad(x, padding).reshape(rows, chunks, size, *x.shape[2:]), 1, 0
-        )
+        return jnp.moveaxis(jnp.pad(x, padding).reshape(rows, chunks, size, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def chunk_sums(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
         nll, correct = token_nll(module.logits(hidden), targets)
         return jnp.sum(nll * weights), jnp.sum(correct * weights)
 
-    def body(sums: tuple[Array, Array], xs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+    def body(
+        sums: tuple[Array, Array], xs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
         nll, correct = chunk_sums(*xs)
         return (sums[0] + nll, sums[1] + correct), None
 

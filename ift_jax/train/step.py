@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ift_jax.batch import Batch
@@ -31,6 +32,26 @@ class StepMetrics(NamedTuple):
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def place_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The first state, on the mesh: optimizer moments lie where their parameters do."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    like_params = jax.tree.map(lambda p: (p.sharding, p.shape), params)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda leaf, placed: placed[0] if leaf.shape == placed[1] else replicated,
+        shapes.opt_state,
+        like_params,
+        transform_non_params=lambda _: replicated,
+        is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct),
+    )
+    shardings = shapes._replace(
+        step=replicated, params=jax.tree.map(lambda p: p.sharding, params), opt_state=moments
+    )
+    create = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings, donate_argnums=0)
+    return create(params)
 
 
 def gradient_sums(

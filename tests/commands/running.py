@@ -75,7 +75,8 @@ class Server:
             files = {name: str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")}
             Path(files["stdin"]).write_text(stdin)
             request = {"arguments": arguments, "cwd": str(cwd), "environment": environment}
-            assert self._process.stdin and self._process.stdout
+            assert self._process.stdin
+            assert self._process.stdout
             self._process.stdin.write(json.dumps({**request, **files}) + "\n")
             self._process.stdin.flush()
             status = self._process.stdout.readline()

@@ -37,15 +37,15 @@ def place(tmp_path, tiny_llama):
         ("export --output=o", "--workdir is missing"),
         ("export --workdir=w", "--output is missing"),
         ("export --workdir=w --output=o", "w: is no training workdir"),
-        ("data --config=tiny.py --previw=3", "--previw: ift data has no such flag; did you mean --p"),
-        ("data --config=tiny.py --zzz", "--zzz: ift data has no such flag; `ift data --help` lists"),
+        ("data --config=tiny.py --previw=3", "--previw: ift data has no such flag; did you mean --"),
+        ("data --config=tiny.py --zzz", "--zzz: ift data has no such flag; `ift data --help` li"),
         ("data --config=tiny.py --preview=x", "--preview=x: expected a whole number, got 'x'"),
         ("data --config=tiny.py --preview=-1", "--preview=-1: -1 is not a non-negative integer"),
         ("data --config=tiny.py more", "ift data: unexpected argument 'more'; flags start with --"),
         ("generate --model=m --temperature=x", "--temperature=x: expected a number, got 'x'"),
         ("evaluate --config=tiny.py --model=m --output=o --split=dev", "--split=dev: expected one"),
         ("evaluate --config=tiny.py --model=m --output=o --shots=a", "--shots=a: expected numbers"),
-        ("evaluate --config=tiny.py --model=m --output=o --shots=-1", "--shots: expected numbers of"),
+        ("evaluate --config=tiny.py --model=m --output=o --shots=-1", "--shots: expected numbers"),
         ("evaluate --config=tiny.py --model=m --output=no/o.json", "no/o.json: cannot be written"),
         ("evaluate --config=tiny.py --model=m --output=/proc/o", "/proc/o: cannot be written (No"),
         ("evaluate --config=tiny.py --model=m --output=.", ".: cannot be written (Is a directory)"),
@@ -78,8 +78,8 @@ def test_a_wrong_command_line(place, command, says):
     [
         ("def get_config(:", "bad.py, line 1: invalid syntax"),
         ("x = 1", "bad.py: defines no get_config()"),
-        ("def get_config():\n    return foo", "bad.py, line 2: NameError: name 'foo' is not defined"),
-        ("import nosuchmodule", "bad.py, line 1: ModuleNotFoundError: No module named 'nosuchmodule'"),
+        ("def get_config():\n    return foo", "bad.py, line 2: NameError: name 'foo' is not"),
+        ("import nosuchmodule", "bad.py, line 1: ModuleNotFoundError: No module named "),
         ("def get_config():\n    open('/no/file')", "bad.py, line 2: FileNotFoundError: "),
         ("def get_config():\n    return {}", "bad.py: get_config() returned dict, expected what"),
         ("def get_config():\n    pass", "bad.py: get_config() returned NoneType, expected what"),
@@ -94,9 +94,8 @@ def test_a_wrong_command_line(place, command, says):
     ],
 )  # fmt: skip
 def test_a_broken_config_file(place, body, says):
-    head = "from ift_jax.config import default_config, task_config\n" if "_config(n" in body else ""
-    if "default_config()" in body:
-        head = "from ift_jax.config import default_config\n"
+    uses_ours = "task_config(" in body or "default_config(" in body
+    head = "from ift_jax.config import default_config, task_config\n" if uses_ours else ""
     (place.path / "bad.py").write_text(head + body)
     said = place.refusal("data", "--config=bad.py")
     assert says in said
@@ -187,8 +186,12 @@ def test_single_bad_records_are_rejected_and_counted_and_the_run_goes_on(place):
 @pytest.mark.parametrize(
     ("jinja", "choices", "says"),
     [
-        ("{{ review_body }", "null", "templates.yaml, line 3: template 'a': line 1 of jinja: "),
-        ("{% if review_body %}a ||| b", "null", "templates.yaml, line 3: template 'a': line 1 of j"),
+        ("{{ review_body }", "null", "templates.yaml, line 2: template 'a': line 1 of jinja: "),
+        (
+            "{% if review_body %}a ||| b",
+            "null",
+            "templates.yaml, line 2: template 'a': line 1 of j",
+        ),
         ("{{ text }} ||| {{ star_rating }}", "null", "no column 'text', which template 'a'"),
         ("{{ review_body }} ||| maybe", "yes ||| no", "the target 'maybe' is none of the choices"),
         ("{{ review_body }}", "null", "no ||| was rendered"),
@@ -203,14 +206,14 @@ def test_a_template_that_cannot_be_used(place, jinja, choices, says):
         "data", "--config=tiny.py", "--config.data.tasks[0].templates=templates.yaml",
         "--config.data.tasks[0].template_names=()",
     )  # fmt: skip
-    assert says.replace("line 3", "line 2") in said
+    assert says in said
 
 
 def test_a_template_file_that_is_no_template_file(place):
     override = "--config.data.tasks[0].templates={}"
     for name, content, says in (
         ("missing.yaml", None, "missing.yaml: No such file or directory"),
-        ("broken.yaml", "templates: [", "broken.yaml, line 1: "),
+        ("broken.yaml", "templates: [", "broken.yaml, line 2: "),
         ("other.yaml", "a: 1", "other.yaml: no mapping `templates:`"),
         ("reveiws", None, "reveiws: No such file or directory"),
     ):

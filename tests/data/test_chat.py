@@ -51,9 +51,7 @@ def trained_text(chat, one):
 
 def test_completion_and_end_of_turn_are_trained_and_nothing_else(chat):
     [one] = chat.encode([(user("2+2="), "4")])
-    assert one.text == (
-        "<|im_start|>user\n2+2=<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
-    )
+    assert one.text == ("<|im_start|>user\n2+2=<|im_end|>\n<|im_start|>assistant\n4<|im_end|>")
     assert trained_text(chat, one) == "4<|im_end|>"
     assert one.trained.tolist() == [False] * (len(one.ids) - 2) + [True, True]
     assert one.ids.dtype == np.int32

@@ -473,7 +473,12 @@ def test_a_task_without_templates_is_refused(folder):
 
 
 def test_templates_that_ship_are_found_by_name(folder):
-    record = {"review_body": "Fine.", "star_rating": 4, "review_headline": "a", "product_title": "b"}
+    record = {
+        "review_body": "Fine.",
+        "star_rating": 4,
+        "review_headline": "a",
+        "product_title": "b",
+    }
     task = {"templates": "reviews", "template_names": ("Predict the rating",), "split_by": ()}
     data = folder.build([record], task=task)
     [example] = [e for split in SPLITS for e in data.examples(split)]

@@ -162,6 +162,18 @@ def test_rows_are_grouped_by_padded_length_and_every_row_once():
     assert [g.length for g in found] == sorted((g.length for g in found), reverse=True)
 
 
+def test_a_few_rows_do_not_cost_a_whole_batch(monkeypatch):
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 40 * batching.bucket(10))
+
+    def rows(count, shards=1):
+        return [group.rows for group in batching.groups([10] * count, shards)]
+
+    assert [rows(n) for n in (1, 2, 4, 5, 17, 40)] == [[1], [4], [4], [16], [40], [40]]
+    assert rows(43) == [40, 4]
+    assert rows(3, shards=8) == [8]
+    assert rows(9, shards=8) == [32]
+
+
 def test_a_common_beginning_leaves_each_row_a_token():
     row = np.arange(30, dtype=np.int32)
     assert batching.common_prefix([row, row]) == 29

@@ -150,7 +150,9 @@ def test_the_best_checkpoint_is_kept_and_loaded(tiny_llama, tmp_path):
     tree["train"]["eval_every"] = 1
     train(build_run_config(tree), tmp_path / "W")
     lines = (tmp_path / "W" / "metrics.jsonl").read_text().splitlines()
-    losses = {m["step"]: m["validation_loss"] for m in map(json.loads, lines) if "validation_loss" in m}
+    losses = {
+        m["step"]: m["validation_loss"] for m in map(json.loads, lines) if "validation_loss" in m
+    }
     best = min(losses, key=losses.get)
     checkpoints = Checkpoints(tmp_path / "W")
     assert checkpoints.choose("best") == best

@@ -8,10 +8,9 @@ from batches import packed_batch, random_examples
 from ift_jax.data.loader import Batches, RowSource
 from ift_jax.language_model import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, row_sharding
-from ift_jax.train.loop import place_state
 from ift_jax.train.loss import loss_sums
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
-from ift_jax.train.step import gradient_sums, init_state, make_step
+from ift_jax.train.step import gradient_sums, init_state, make_step, place_state
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +88,9 @@ def test_one_sgd_step_subtracts_the_mean_gradient(model, batch):
         10,
     )
     state, _ = run(model, [batch], optimizer=optimizer)
-    mean = jax.grad(
-        lambda p: (lambda s: s.nll / s.weight)(loss_sums(model.structure, p, batch))
-    )(model.params)
+    mean = jax.grad(lambda p: (lambda s: s.nll / s.weight)(loss_sums(model.structure, p, batch)))(
+        model.params
+    )
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, model.params, mean)
     assert_close(state.params, expected, atol=1e-6)
 

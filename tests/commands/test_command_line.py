@@ -1,0 +1,229 @@
+"""`ift VERB` as a user types it: what it prints, that it goes on, and what it never does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from workplace import Workplace, review
+
+VERBS = ["data", "train", "evaluate", "generate", "export"]
+
+
+@pytest.fixture
+def place(tmp_path, tiny_llama):
+    return Workplace(tmp_path, tiny_llama)
+
+
+def python(*arguments, cwd, **options):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
+        **options,
+    )  # fmt: skip
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_without_a_verb_the_verbs_are_listed(place, arguments):
+    outcome = place.run(*arguments)
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert outcome.stdout.startswith("usage: ift VERB [--flags]; `ift VERB --help` lists its flags")
+    assert [line.split()[0] for line in outcome.stdout.splitlines()[2:]] == VERBS
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        ("data", ["config", "preview", "tokens", "output"]),
+        ("train", ["config", "workdir"]),
+        ("evaluate", ["config", "model", "split", "shots", "name", "output"]),
+        ("generate", ["model", "prompt", "prompts", "output", "max_new_tokens", "temperature"]),
+        ("export", ["workdir", "output", "step", "dtype"]),
+    ],
+)
+def test_help_lists_the_flags_of_a_verb_with_their_meaning(place, verb, names):
+    outcome = place.run(verb, "--help")
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert outcome.stdout.startswith(f"ift {verb} ")
+    for name in names:
+        assert f"--{name}:" in outcome.stdout or f"--[no]{name}:" in outcome.stdout
+
+
+# Processes
+
+
+def test_python_m_ift_jax_is_ift_and_never_imports_torch(place, smollm2):
+    """The quickstart as it stands, from another working directory, with torch installed."""
+    check = (
+        "import runpy, sys\n"
+        "sys.argv = ['ift', 'data', '--config=quickstart', '--preview=2']\n"
+        "try:\n    runpy.run_module('ift_jax', run_name='__main__')\n"
+        "finally:\n    print('torch imported:', 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    outcome = python("-c", check, cwd=place.path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == "torch imported: False\n"
+    card, *examples = outcome.stdout.split("\n\n--- ")
+    assert "task rating: 4800 records, 0 rejected" in card
+    assert "answers 1: 160, 2: 160, 3: 160, 4: 160, 5: 160" in card
+    assert len(examples) == 2
+    for text in examples:
+        assert "template 'Predict the rating'" in text
+        assert text.rstrip().endswith("<|im_end|>⟧")
+        assert text.count("⟦") == 1
+        assert text.rstrip()[-len("⟦1<|im_end|>⟧") :][1] in "12345"
+
+
+def test_no_verb_imports_torch_for_a_hugging_face_folder(place, tiny_llama):
+    check = (
+        "import sys\n"
+        f"sys.argv = ['ift', 'generate', {f'--model={tiny_llama}'!r}, '--prompt=a',\n"
+        "            '--max_new_tokens=2']\n"
+        "from ift_jax.__main__ import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('torch imported:', 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    outcome = python("-c", check, cwd=place.path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == "torch imported: False\n"
+
+
+def test_output_that_is_cut_off_by_its_reader_is_no_error(place):
+    command = f"{sys.executable} -m ift_jax data --config=tiny.py --preview=24 --tokens | head -1"
+    outcome = subprocess.run(
+        ["bash", "-c", command], cwd=place.path, capture_output=True, text=True, check=False
+    )
+    assert outcome.stdout.startswith("task rating: 40 records")
+    assert outcome.stderr == ""
+
+
+# ift data
+
+
+def test_data_prints_the_card_and_a_preview(place):
+    outcome = place.data("--preview=2")
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert outcome.stdout.startswith("task rating: 40 records, 0 rejected, 0 duplicates")
+    assert outcome.stdout.count("\n--- reviews.jsonl:") == 2
+    assert outcome.stdout.count("⟦") == 2
+    assert "\033[" not in outcome.stdout  # nobody watches
+
+
+def test_data_shows_tokens_one_by_one(place):
+    outcome = place.data("--preview=1", "--tokens")
+    assert "⟦<|im_end|>⟧" in outcome.stdout
+    assert outcome.stdout.count("⟦") == 2
+
+
+def test_data_writes_the_card_and_what_was_rejected(place):
+    place.write_reviews([*(review(n) for n in range(40)), review(40, star_rating=7)])
+    assert place.data("--output=some/folder").status == 0
+    folder = place.path / "some" / "folder"
+    assert json.loads((folder / "card.json").read_text())["tasks"]["rating"]["records"] == 41
+    [line] = (folder / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["origin"] == "reviews.jsonl:41"
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(place):
+    said = place.refusal("data", "--config=tiny.py", "--output=reviews.jsonl/out")
+    assert said.startswith("reviews.jsonl/out: ")
+
+
+# Configs
+
+
+def test_fields_are_overridden_from_the_command_line(place):
+    place.write_reviews([review(n) for n in range(60, 90)], "more.jsonl")
+    outcome = place.data("--config.data.path=more.jsonl", "--config.data.tasks[0].train_size=4")
+    assert "task rating: 30 records" in outcome.stdout
+    assert "train           4 examples" in outcome.stdout
+
+
+def test_the_config_may_come_last_and_after_a_space(place):
+    outcome = place.run("data", "--config.data.tasks[0].train_size=4", "--config", "tiny.py")
+    assert "train           4 examples" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--config.evaluation.shots=3", "--config.evaluation.shots=0,3", "--config.data.pack=false",
+        "--noconfig.data.pack", "--config.optimizer.peak_lr=1", "--config.train.num_epochs=2",
+        "--config.data.tasks[0].metrics=accuracy",
+    ],
+)  # fmt: skip
+def test_overrides_of_every_type_are_taken(place, override):
+    outcome = place.data(override)
+    assert (outcome.status, outcome.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("config", ["amazon_reviews", "configs/amazon_reviews.py"])
+def test_a_config_of_ours_is_found_from_any_folder(place, tiny_llama, config):
+    assert not (place.path / "configs").exists()
+    assert (ROOT / "configs" / "amazon_reviews.py").exists()
+    outcome = place.run(
+        "data", f"--config={config}", f"--config.model.path={tiny_llama}",
+        "--config.data.path=reviews.jsonl", "--config.data.tasks[0].train_size=5",
+        "--config.data.tasks[0].validation_size=0", "--config.data.tasks[0].test_size=0",
+        "--config.data.max_length=300",
+    )  # fmt: skip
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert "task rating: 40 records" in outcome.stdout
+
+
+# The path from data to an exported model
+
+
+def test_train_evaluate_generate_and_export_work_together(place):
+    trained = place.run(
+        "train", "--config=tiny.py", "--workdir=run", "--config.evaluation.shots=0,1"
+    )
+    assert trained.status == 0, trained.stderr
+    assert "Traceback" not in trained.stderr
+    run = place.path / "run"
+    for name in ("config.json", "data/card.json", "data/rejected.jsonl", "metrics.jsonl",
+                 "tensorboard", "checkpoints/2", "results.json"):  # fmt: skip
+        assert (run / name).exists(), name
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert {(r["model"], r["shots"]) for r in rows} >= {("base", 0), ("base", 1), ("tuned", 0)}
+    assert all(
+        {"model", "task", "split", "shots", "metric", "value", "count", "low", "high"} <= set(r)
+        for r in rows
+    )
+
+    scored = place.run("evaluate", "--config=tiny.py", "--model=run", "--output=scores.json")
+    assert scored.status == 0, scored.stderr
+    again = json.loads((place.path / "scores.json").read_text())["rows"]
+    assert [r for r in again if r["model"] == "tuned"] == [r for r in rows if r["model"] == "tuned"]
+
+    exported = place.run("export", "--workdir=run", "--output=out")
+    assert exported.status == 0, exported.stderr
+    assert exported.stdout == "wrote out\n"
+    assert "out: already exists" in place.refusal("export", "--workdir=run", "--output=out")
+    assert "--step=nine: expected best, latest or one of [2]" in place.refusal(
+        "export", "--workdir=run", "--output=new", "--step=nine"
+    )
+
+    place.write_reviews([{"prompt": "Häuser?", "id": 7}], "p.jsonl")
+    answers = []
+    for model in ("run", "out"):
+        outcome = place.run(
+            "generate", f"--model={model}", "--prompts=p.jsonl", "--output=g.jsonl",
+            "--max_new_tokens=5",
+        )  # fmt: skip
+        assert (outcome.status, outcome.stderr) == (0, "")
+        [line] = (place.path / "g.jsonl").read_text().splitlines()
+        answers.append(json.loads(line))
+        assert answers[-1] == {"prompt": "Häuser?", "id": 7, "completion": answers[0]["completion"]}
+
+    chat = place.run("generate", "--model=out", "--max_new_tokens=2", stdin="Hello\n\n")
+    assert (chat.status, chat.stderr) == (0, "")
+    assert chat.stdout.startswith("you> model> ")
+
+    said = place.refusal("train", "--config=tiny.py", "--workdir=run", "--config.train.num_steps=3")
+    assert said.startswith("run: holds a run with another config; config.")
