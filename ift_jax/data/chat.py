@@ -24,6 +24,35 @@ _MARK = "\u2063content\u2063"  # invisible separators: no template treats them a
 Message = Mapping[str, str]
 
 
+class Turns(NamedTuple):
+    """What one example says, and what of it is trained besides the answer.
+
+    Attributes:
+        messages: the turns before the answer.
+        completion: the answer.
+        earlier: numbers of the turns in `messages` that are trained too.
+        whole: every token is trained.
+        plain: the completion is a text that goes into the model without a chat format.
+    """
+
+    messages: tuple[Message, ...]
+    completion: str
+    earlier: tuple[int, ...] = ()
+    whole: bool = False
+    plain: bool = False
+
+
+class UnusableTurns(ValueError):
+    """A conversation that the chat template refuses or rewrites; the message says why."""
+
+
+class Layout(NamedTuple):
+    """A conversation as text, and the characters whose tokens are trained."""
+
+    text: str
+    trained: tuple[tuple[int, int], ...]
+
+
 class Encoded(NamedTuple):
     """A conversation as token ids.
 
@@ -99,27 +128,57 @@ class Chat:
         text = self.prompt_text(messages)
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def encode(self, pairs: Iterable[tuple[Sequence[Message], str]]) -> list[Encoded]:
-        """Tokenizes prompts with their completions: one tokenization of each whole text.
+    def layout(self, turns: Turns) -> Layout:
+        """The whole text of an example, and the spans of characters that are trained.
 
-        Trained are the tokens with a character of the completion or of the end of turn, by
+        Raises:
+            UnusableTurns: if the template refuses these turns, or prints an earlier trained
+                turn otherwise than generation would have seen it.
+        """
+        if turns.plain:
+            text = turns.completion + self.end_of_turn
+            return Layout(text, ((0, len(text)),))
+        try:
+            prompt = self.prompt_text(turns.messages)
+            spans = [self._span(prompt, turns.messages, number) for number in turns.earlier]
+        except jinja2.TemplateError as error:
+            raise UnusableTurns(f"the chat template refuses it: {one_line(error)}") from error
+        text = prompt + turns.completion + self.end_of_turn
+        if turns.whole:
+            return Layout(text, ((0, len(text)),))
+        return Layout(text, (*spans, (len(prompt), len(text))))
+
+    def _span(self, text: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
+        before = self.prompt_text(messages[:number])
+        said = before + messages[number]["content"] + self.end_of_turn
+        if not text.startswith(said):
+            raise UnusableTurns(f"the chat template rewrites turn {number + 1}")
+        return len(before), len(said)
+
+    def encode(self, pairs: Iterable[tuple[Sequence[Message], str]]) -> list[Encoded]:
+        """Tokenizes prompts with their completions; see `encode_layouts`."""
+        return self.encode_layouts(self.layout(Turns(tuple(m), c)) for m, c in pairs)
+
+    def encode_layouts(self, layouts: Iterable[Layout]) -> list[Encoded]:
+        """Token ids: one tokenization of each whole text.
+
+        Trained are the tokens with a character of an answer or of its end of turn, by
         position in the text; a token that straddles the boundary is trained.
 
             prompt "2+2=", completion "4", end of turn "<end>"
             token    2  +  2  =  4  <end>
             trained  .  .  .  .  x  x
         """
-        texts, starts = [], []
-        for messages, completion in pairs:
-            prompt = self.prompt_text(messages)
-            starts.append(len(prompt))
-            texts.append(prompt + completion + self.end_of_turn)
+        layouts = list(layouts)
+        texts = [layout.text for layout in layouts]
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         found = []
-        for text, start, encoding in zip(texts, starts, encodings, strict=True):
+        for layout, encoding in zip(layouts, encodings, strict=True):
             spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-            ids = np.array(encoding.ids, np.int32)
-            found.append(Encoded(ids, spans[:, 1] > start, spans, text))
+            trained = np.zeros(len(spans), bool)
+            for begin, end in layout.trained:
+                trained |= (spans[:, 1] > begin) & (spans[:, 0] < end)
+            found.append(Encoded(np.array(encoding.ids, np.int32), trained, spans, layout.text))
         return found
 
     def count_tokens(self, texts: Iterable[str]) -> dict[str, int]:

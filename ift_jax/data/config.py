@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ift_jax.data.formats import FORMATS, TRAIN_TURNS
 from ift_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -15,8 +16,12 @@ class TaskConfig:
     Attributes:
         name: as it stands in cards and results.
         source: a path, a glob, "embedded:reviews", or several of these.
-        file_format, encoding, columns, delimiter, quoted, records_at, line_pattern: how to
-            read it; see `ift_jax.data.sources.read_records`.
+        file_format, encoding, columns, delimiter, quoted, records_at, line_pattern, subset,
+        split: how to read it; see `ift_jax.data.sources.read_records`.
+        format: what a record is: "columns" (labelled columns, for templates),
+            "prompt_completion", "messages", "sharegpt", "alpaca", "superni" or "text"; "" is
+            columns where templates are given, and else told from the first record.
+        train_turns: of a conversation, "all" assistant turns, the "last" one, or "all_text".
         templates: a file of the promptsource format, or the name of one that ships with
             ift_jax ("reviews").
         template_names: those of the file to use; () uses all.
@@ -39,6 +44,10 @@ class TaskConfig:
     quoted: bool = True
     records_at: str = ""
     line_pattern: str = ""
+    subset: str = ""
+    split: str = ""
+    format: str = ""
+    train_turns: Literal["all", "last", "all_text"] = "all"
     templates: str = ""
     template_names: tuple[str, ...] = ()
     template_choice: Literal["one", "all"] = "one"
@@ -57,6 +66,15 @@ class TaskConfig:
                 f"config.data.tasks: {self.name}.template_choice: expected one or all, "
                 f"got {self.template_choice!r}"
             )
+        for field, value, known in (
+            ("format", self.format, ("", *FORMATS)),
+            ("train_turns", self.train_turns, TRAIN_TURNS),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"config.data.tasks: {self.name}.{field}: expected one of "
+                    f"{', '.join(map(repr, known))}, got {value!r}"
+                )
         for field in SPLITS:
             if getattr(self, f"{field}_size") < 0:
                 raise InputError(f"config.data.tasks: {self.name}.{field}_size is negative")

@@ -3,48 +3,29 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ift_jax.data.chat import Chat, Encoded, Message
+from ift_jax.data.chat import Chat, Encoded, UnusableTurns
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
+from ift_jax.data.examples import (
+    Example,
+    from_conversations,
+    from_templates,
+    load_task_templates,
+)
 from ift_jax.data.packing import Examples
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.sources import read_records
-from ift_jax.data.splits import assign_split, content_key, take_subset
-from ift_jax.data.templates import Rendered, Template, load_templates
+from ift_jax.data.splits import assign_split, take_subset
+from ift_jax.data.templates import Template
 from ift_jax.errors import InputError
 
-LIBRARY = Path(__file__).parent.parent / "templates"
 _ELLIPSIS = " ... "
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One prompt with its completion.
-
-    Attributes:
-        task, template: names, kept so that scores can be read per template.
-        messages: the turns before the answer.
-        completion: the answer.
-        choices: what the answer is chosen from; () for free text.
-        label: the value that subsets are balanced by.
-        key: digest of the text that decided the split.
-        origin: file and line of the record.
-    """
-
-    task: str
-    template: str
-    messages: tuple[Message, ...]
-    completion: str
-    choices: tuple[str, ...]
-    label: str
-    key: str
-    origin: str
 
 
 @dataclass(frozen=True)
@@ -73,8 +54,13 @@ class DataSet:
 
     def tokens(self, split: str) -> Examples:
         """The same, tokenized, with what is trained marked."""
-        encoded = self.chat.encode((e.messages, e.completion) for e in self.examples(split))
+        encoded = encode_examples(self.chat, self.examples(split))
         return Examples.join([(e.ids, e.trained) for e in encoded])
+
+
+def encode_examples(chat: Chat, examples: Iterable[Example]) -> list[Encoded]:
+    """Token ids of examples and what of them is trained."""
+    return chat.encode_layouts(chat.layout(example.turns) for example in examples)
 
 
 def build(config: DataConfig, chat: Chat) -> DataSet:
@@ -103,7 +89,7 @@ def build(config: DataConfig, chat: Chat) -> DataSet:
 def _build_task(
     task: TaskConfig, source: str | tuple[str, ...], config: DataConfig, chat: Chat
 ) -> TaskData:
-    templates = _templates(task)
+    templates = load_task_templates(task)
     rejected: list[Rejected] = []
     records: list[Record] = []
     for row in read_records(
@@ -115,14 +101,19 @@ def _build_task(
         quoted=task.quoted,
         records_at=task.records_at,
         line_pattern=task.line_pattern,
+        subset=task.subset,
+        split=task.split,
     ):
         rejected.append(row) if isinstance(row, Rejected) else records.append(row)
     num_records = len(records) + len(rejected)
     _refuse_missing_columns(task, templates, records, rejected)
-    rendered = _render(task, templates, records, config.seed, rejected)
-    fitting, num_truncated = _fit(rendered, config, chat, rejected)
+    if templates:
+        made = from_templates(task, templates, records, config.seed, rejected)
+    else:
+        made = from_conversations(task, records, rejected)
+    fitting, num_truncated = _fit(made, config, chat, rejected)
     _refuse_too_many(task, config, num_records, rejected)
-    kept, num_duplicates = _without_repeats(fitting, templates, records)
+    kept, num_duplicates = _without_repeats(fitting)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in kept:
         splits[assign_split(example.key, task.fractions)].append(example)
@@ -131,40 +122,18 @@ def _build_task(
     return TaskData(task, splits, rejected, num_records, num_duplicates, num_truncated)
 
 
-def _without_repeats(
-    examples: Sequence[Example], templates: Sequence[Template], records: Sequence[Record]
-) -> tuple[list[Example], int]:
-    """The examples of records that say something new to the templates; how many do not.
+def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int]:
+    """The examples of records that say something new; how many do not.
 
     Ordered by content, so that the order of the records decides nothing after it.
     """
-    columns = sorted({column for template in templates for column in template.columns})
-    content_of = {record.origin: _key(record, columns) for record in records}
     first_with: dict[str, str] = {}
     for example in examples:
-        first_with.setdefault(content_of[example.origin], example.origin)
+        first_with.setdefault(example.content, example.origin)
     first = set(first_with.values())
     kept = [example for example in examples if example.origin in first]
     num_repeats = len({example.origin for example in examples}) - len(first)
-    return sorted(kept, key=lambda example: content_of[example.origin]), num_repeats
-
-
-def _key(record: Record, columns: Iterable[str]) -> str:
-    return content_key(*(str(record.fields.get(column, "")) for column in columns))
-
-
-def _templates(task: TaskConfig) -> list[Template]:
-    where = f"config.data.tasks: {task.name}.templates"
-    if not task.templates:
-        raise InputError(f"{where}: no template file is given")
-    path = Path(task.templates)
-    if not path.suffix and (LIBRARY / f"{task.templates}.yaml").exists():
-        path = LIBRARY / f"{task.templates}.yaml"
-    found = load_templates(path)
-    missing = [name for name in task.template_names if name not in found]
-    if missing:
-        raise InputError(f"{where}: {path} has no template {missing[0]!r}; it has {list(found)}")
-    return [found[name] for name in task.template_names or found]
+    return sorted(kept, key=lambda example: example.content), num_repeats
 
 
 def _refuse_missing_columns(
@@ -189,65 +158,25 @@ def _refuse_missing_columns(
             )
 
 
-def _render(
-    task: TaskConfig,
-    templates: Sequence[Template],
-    records: Sequence[Record],
-    seed: int,
-    rejected: list[Rejected],
-) -> list[Example]:
-    """Applies the templates; a record that does not render is rejected, with the reason."""
-    chosen: list[list[int]] = [[] for _ in templates]
-    for number, record in enumerate(records):
-        for t in _chosen_templates(task, len(templates), record, seed):
-            chosen[t].append(number)
-    results: list[list[Example]] = [[] for _ in records]
-    split_columns = task.split_by or sorted({c for t in templates for c in t.prompt_columns})
-    for template, numbers in zip(templates, chosen, strict=True):
-        outcomes = template.render_batch([records[n].fields for n in numbers])
-        for number, outcome in zip(numbers, outcomes, strict=True):
-            record = records[number]
-            if not isinstance(outcome, Rendered):
-                rejected.append(Rejected(record.origin, outcome.reason, str(outcome)))
-                continue
-            results[number].append(
-                Example(
-                    task=task.name,
-                    template=template.name,
-                    messages=({"role": "user", "content": outcome.prompt},),
-                    completion=outcome.completion,
-                    choices=outcome.answer_choices or (),
-                    label=str(record.fields.get(task.balance_by, "")),
-                    key=_key(record, split_columns),
-                    origin=record.origin,
-                )
-            )
-    return [example for examples in results for example in examples]
-
-
-def _chosen_templates(task: TaskConfig, count: int, record: Record, seed: int) -> Iterator[int]:
-    if task.template_choice == "all" or count == 1:
-        yield from range(count)
-        return
-    text = json.dumps([seed, record.fields], sort_keys=True, default=str)
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-    yield int.from_bytes(digest, "big") % count
-
-
 def _fit(
     examples: Sequence[Example], config: DataConfig, chat: Chat, rejected: list[Rejected]
 ) -> tuple[list[Example], int]:
     """Drops, cuts or refuses examples over `max_length`, and those with special tokens as text."""
     fitting, num_truncated = [], 0
-    clean = []
+    clean, layouts = [], []
     for example in examples:
         texts = (*(m["content"] for m in example.messages), example.completion)
         if token := chat.special_token_in(*texts):
             detail = f"the text holds the special token {token!r}"
             rejected.append(Rejected(example.origin, "special_token", detail))
+            continue
+        try:
+            layouts.append(chat.layout(example.turns))
+        except UnusableTurns as error:
+            rejected.append(Rejected(example.origin, "chat_template", str(error)))
         else:
             clean.append(example)
-    encoded = chat.encode((e.messages, e.completion) for e in clean)
+    encoded = chat.encode_layouts(layouts)
     # Ranking puts each choice behind the prompt, so there must be room for the longest.
     counts = chat.count_tokens({choice for e in clean for choice in e.choices})
     for example, tokens in zip(clean, encoded, strict=True):
@@ -273,6 +202,8 @@ def _fit(
 
 def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -> Example | None:
     """Cuts the middle of the last user turn until the example fits; None if it cannot."""
+    if not example.messages:
+        return None
     content = example.messages[-1]["content"]
     for margin in (4, 12, 40):
         start = tokens.text.rfind(content)
@@ -287,13 +218,10 @@ def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -
         last = int(tokens.spans[inside[middle + excess - 1], 1]) - start
         shorter = content[:first].rstrip() + _ELLIPSIS + content[last:].lstrip()
         messages = (*example.messages[:-1], {**example.messages[-1], "content": shorter})
-        if len(chat.encode([(messages, example.completion)])[0].ids) <= max_length:
-            return Example(**{**_shallow(example), "messages": messages})
+        shortened = example.with_messages(messages)
+        if len(encode_examples(chat, [shortened])[0].ids) <= max_length:
+            return shortened
     return None
-
-
-def _shallow(example: Example) -> dict[str, Any]:
-    return {name: getattr(example, name) for name in Example.__slots__}
 
 
 def _refuse_too_many(
@@ -354,7 +282,7 @@ def _task_card(task: TaskData, chat: Chat) -> dict[str, Any]:
 
 
 def _split_card(examples: Sequence[Example], chat: Chat) -> dict[str, Any]:
-    encoded = chat.encode((e.messages, e.completion) for e in examples)
+    encoded = encode_examples(chat, examples)
     digest = hashlib.blake2b(digest_size=16)
     for e in examples:
         content = [[m["content"] for m in e.messages], e.completion]

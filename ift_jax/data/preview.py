@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ift_jax.data.chat import Encoded
-from ift_jax.data.pipeline import DataSet
+from ift_jax.data.pipeline import DataSet, encode_examples
 
 _COLOUR, _PLAIN = "\033[1;32m", "\033[0m"
 
@@ -40,7 +40,7 @@ def preview(data: DataSet, count: int, *, tokens: bool, colour: bool) -> Iterato
         colour: trained text in green too.
     """
     examples = data.examples("train")[:count]
-    encoded = data.chat.encode((e.messages, e.completion) for e in examples)
+    encoded = encode_examples(data.chat, examples)
     for example, one in zip(examples, encoded, strict=True):
         head = (
             f"--- {example.origin}, template {example.template!r}, {len(one.ids)} tokens, "

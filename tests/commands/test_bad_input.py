@@ -37,7 +37,7 @@ def place(tmp_path, tiny_llama):
         ("export --output=o", "--workdir is missing"),
         ("export --workdir=w", "--output is missing"),
         ("export --workdir=w --output=o", "w: is no training workdir"),
-        ("data --config=tiny.py --previw=3", "--previw: ift data has no such flag; did you mean --"),
+        ("data --config=tiny.py --previw=3", "--previw: ift data has no such flag; did you mean"),
         ("data --config=tiny.py --zzz", "--zzz: ift data has no such flag; `ift data --help` li"),
         ("data --config=tiny.py --preview=x", "--preview=x: expected a whole number, got 'x'"),
         ("data --config=tiny.py --preview=-1", "--preview=-1: -1 is not a non-negative integer"),

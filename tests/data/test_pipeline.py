@@ -417,13 +417,13 @@ def test_a_long_completion_is_never_cut(folder):
 
 
 def test_there_is_room_for_the_choice_with_the_most_tokens(folder):
-    """It has the fewest characters here."""
-    template = """
+    chinese = "漢" * 12  # fewer characters than the other choice, and more tokens
+    template = f"""
 templates:
   a: !Template
     name: Language
-    jinja: "{{ text }}||| {{ answer }}"
-    answer_choices: 漢漢漢漢漢漢 ||| latin letters
+    jinja: "{{{{ text }}}}||| {{{{ answer }}}}"
+    answer_choices: {chinese} ||| latin letters
 """
     (folder.path / "languages.yaml").write_text(template)
     record = {"text": "x" * 90, "answer": "latin letters"}
@@ -433,12 +433,11 @@ templates:
     }  # fmt: skip
     whole = folder.build([record], task=task)
     length = len(whole.tokens("train").ids)
-    assert folder.build([record], task=task, max_length=length + 5).examples("train")
-    tight = folder.build([record], task=task, max_length=length + 4, max_rejected=1.0)
+    assert folder.build([record], task=task, max_length=length + 23).examples("train")
+    tight = folder.build([record], task=task, max_length=length + 22, max_rejected=1.0)
     assert [r.reason for r in tight.tasks[0].rejected] == ["too_long"]
     cut = folder.build([record], task=task, max_length=length - 3, on_too_long="truncate")
-    chinese = replace(cut.examples("train")[0], completion="漢漢漢漢漢漢")
-    [one] = folder.chat.encode([(chinese.messages, chinese.completion)])
+    [one] = folder.chat.encode([(cut.examples("train")[0].messages, chinese)])
     assert len(one.ids) <= length - 3
 
 

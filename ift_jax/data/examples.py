@@ -1,0 +1,195 @@
+"""Example: one prompt with its completion; made from templates or from conversations."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ift_jax.data.chat import Message, Turns
+from ift_jax.data.config import TaskConfig
+from ift_jax.data.conversation import Conversation
+from ift_jax.data.formats import detect_format, to_conversations
+from ift_jax.data.records import Record, Rejected
+from ift_jax.data.splits import content_key, split_key
+from ift_jax.data.templates import Rendered, Template, load_templates
+from ift_jax.errors import InputError
+
+LIBRARY = Path(__file__).parent.parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt with its completion.
+
+    Attributes:
+        task: the task's name.
+        template: the template's name, or the format's for conversations; kept so that scores
+            can be read per template.
+        turns: what is said, and what of it is trained.
+        choices: what the answer is chosen from; () for free text.
+        label: the value that subsets are balanced by.
+        key: digest of the text that decides the split.
+        content: digest of all that the example is made from; equal for repeats.
+        origin: file and line of the record.
+    """
+
+    task: str
+    template: str
+    turns: Turns
+    choices: tuple[str, ...]
+    label: str
+    key: str
+    content: str
+    origin: str
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns before the answer."""
+        return self.turns.messages
+
+    @property
+    def completion(self) -> str:
+        """The answer."""
+        return self.turns.completion
+
+    def with_messages(self, messages: tuple[Message, ...]) -> "Example":
+        """The same with other turns before the answer."""
+        return replace(self, turns=self.turns._replace(messages=messages))
+
+
+def load_task_templates(task: TaskConfig) -> list[Template]:
+    """The templates that a task names; none for a task of conversations."""
+    where = f"config.data.tasks: {task.name}.templates"
+    if task.format not in ("", "columns"):
+        if task.templates:
+            raise InputError(f"{where}: records of format {task.format!r} take no templates")
+        return []
+    if not task.templates:
+        if task.format:
+            raise InputError(f"{where}: labelled columns need templates; name a file")
+        return []
+    path = Path(task.templates)
+    if not path.suffix and (LIBRARY / f"{task.templates}.yaml").exists():
+        path = LIBRARY / f"{task.templates}.yaml"
+    found = load_templates(path)
+    missing = [name for name in task.template_names if name not in found]
+    if missing:
+        raise InputError(f"{where}: {path} has no template {missing[0]!r}; it has {list(found)}")
+    return [found[name] for name in task.template_names or found]
+
+
+def from_templates(
+    task: TaskConfig,
+    templates: Sequence[Template],
+    records: Sequence[Record],
+    seed: int,
+    rejected: list[Rejected],
+) -> list[Example]:
+    """Applies the templates; a record that does not render is rejected, with the reason."""
+    chosen: list[list[int]] = [[] for _ in templates]
+    for number, record in enumerate(records):
+        for t in _chosen_templates(task, len(templates), record, seed):
+            chosen[t].append(number)
+    results: list[list[Example]] = [[] for _ in records]
+    split_columns = task.split_by or sorted({c for t in templates for c in t.prompt_columns})
+    all_columns = sorted({c for t in templates for c in t.columns})
+    for template, numbers in zip(templates, chosen, strict=True):
+        outcomes = template.render_batch([records[n].fields for n in numbers])
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            record = records[number]
+            if not isinstance(outcome, Rendered):
+                rejected.append(Rejected(record.origin, outcome.reason, str(outcome)))
+                continue
+            results[number].append(
+                Example(
+                    task=task.name,
+                    template=template.name,
+                    turns=Turns(({"role": "user", "content": outcome.prompt},), outcome.completion),
+                    choices=outcome.answer_choices or (),
+                    label=str(record.fields.get(task.balance_by, "")),
+                    key=split_key(*_texts(record.fields, split_columns)),
+                    content=content_key(*_texts(record.fields, all_columns)),
+                    origin=record.origin,
+                )
+            )
+    return [example for examples in results for example in examples]
+
+
+def _texts(fields: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    return [str(fields.get(column, "")) for column in columns]
+
+
+def _chosen_templates(task: TaskConfig, count: int, record: Record, seed: int) -> Iterator[int]:
+    if task.template_choice == "all" or count == 1:
+        yield from range(count)
+        return
+    text = json.dumps([seed, record.fields], sort_keys=True, default=str)
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    yield int.from_bytes(digest, "big") % count
+
+
+def from_conversations(
+    task: TaskConfig, records: Sequence[Record], rejected: list[Rejected]
+) -> list[Example]:
+    """Examples of records that are conversations, instructions or plain text.
+
+    The answer of an example is its last trained turn; what comes after it is context for
+    nothing and is left out.
+
+    Raises:
+        InputError: if the format is not given and the first record leaves it open.
+    """
+    try:
+        fmt = task.format or detect_format(records[0].fields)
+    except InputError as error:
+        raise InputError(f"{records[0].origin}: {error}") from error
+    examples = []
+    for record in records:
+        for number, outcome in enumerate(
+            to_conversations(record, fmt, train_turns=task.train_turns), start=1
+        ):
+            if isinstance(outcome, Rejected):
+                rejected.append(outcome)
+                continue
+            # A file of Super-NaturalInstructions is one record with many examples.
+            origin = f"{record.origin}#{number}" if fmt == "superni" else record.origin
+            turns = _turns(outcome, whole=task.train_turns == "all_text")
+            asked = [m["content"] for m in turns.messages if m["role"] != "assistant"]
+            if task.split_by:
+                asked = _texts(record.fields, task.split_by)
+            said = [m["content"] for m in turns.messages]
+            examples.append(
+                Example(
+                    task=task.name,
+                    template=fmt,
+                    turns=turns,
+                    choices=outcome.choices or (),
+                    label=str(record.fields.get(task.balance_by, "")),
+                    key=split_key(*(asked or [turns.completion])),
+                    content=content_key(*said, turns.completion),
+                    origin=origin,
+                )
+            )
+    return examples
+
+
+def _turns(conversation: Conversation, *, whole: bool) -> Turns:
+    if conversation.plain:
+        return Turns((), conversation.messages[0].text(), plain=True)
+    messages = [{"role": m.role, "content": m.text()} for m in conversation.messages]
+    trained = [i for i, m in enumerate(conversation.messages) if m.trained]
+    last = trained[-1]
+    if conversation.tools:
+        offer = "You can call these tools:\n" + "\n".join(
+            json.dumps(tool, ensure_ascii=False) for tool in conversation.tools
+        )
+        if messages[0]["role"] == "system":
+            messages[0]["content"] = f"{messages[0]['content']}\n\n{offer}"
+        else:
+            messages.insert(0, {"role": "system", "content": offer})
+            trained = [i + 1 for i in trained]
+            last += 1
+    earlier = () if whole else tuple(trained[:-1])
+    return Turns(tuple(messages[:last]), messages[last]["content"], earlier, whole)
