@@ -144,7 +144,8 @@ def from_conversations(
     try:
         fmt = task.format or detect_format(records[0].fields)
     except InputError as error:
-        raise InputError(f"{records[0].origin}: {error}") from error
+        where = f"config.data.tasks: {task.name}: {records[0].origin}"
+        raise InputError(f"{where}: {error}") from error
     examples = []
     for record in records:
         for number, outcome in enumerate(

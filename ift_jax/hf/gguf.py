@@ -72,21 +72,11 @@ def read_gguf(path: str | Path) -> GgufModel:
             is_query = name.endswith("q_proj.weight")
             heads = hf_config["num_attention_heads" if is_query else "num_key_value_heads"]
         tensors[name] = _stored(tensor, heads, path)
-    tokens = get("tokenizer.ggml.tokens", [])
     return GgufModel(
         hf_config=hf_config,
         tensors=tensors,
         tokenizer=_tokenizer(get, path),
-        special_tokens={
-            name: tokens[token_id]
-            for name, key in (
-                ("bos_token", "bos"),
-                ("eos_token", "eos"),
-                ("unk_token", "unknown"),
-                ("pad_token", "padding"),
-            )
-            if (token_id := get(f"tokenizer.ggml.{key}_token_id")) is not None
-        },
+        special_tokens=_special_tokens(get, path),
         chat_template=get("tokenizer.chat_template", ""),
         dtype=_float_dtype(reader.tensors),
     )
@@ -173,6 +163,9 @@ def _tokenizer(get: Any, path: str) -> Tokenizer:
     kind, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in ("smollm", "gpt-2"):
         raise InputError(f"{path}: tokenizer {kind!r} with pre-tokenizer {pre!r} is not supported")
+    for name in ("tokens", "token_type", "merges"):
+        if get(f"tokenizer.ggml.{name}") is None:
+            raise InputError(f"{path}: the field tokenizer.ggml.{name} is missing")
     tokens, types = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in get("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(
@@ -195,6 +188,19 @@ def _tokenizer(get: Any, path: str) -> Tokenizer:
     if get("tokenizer.ggml.add_bos_token", False):
         raise InputError(f"{path}: tokenizers that add a BOS token by themselves are not supported")
     return tokenizer
+
+
+def _special_tokens(get: Any, path: str) -> dict[str, str]:
+    tokens, found = get("tokenizer.ggml.tokens", []), {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        field = f"tokenizer.ggml.{key}_token_id"
+        token_id = get(field)
+        if token_id is None:
+            continue
+        if token_id >= len(tokens):
+            raise InputError(f"{path}: {field}={token_id}; the file has {len(tokens)} tokens")
+        found[f"{name}_token"] = tokens[token_id]
+    return found
 
 
 def installed_smollm2() -> str:

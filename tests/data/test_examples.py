@@ -1,0 +1,149 @@
+"""Records that are conversations, instructions or text, through the whole pipeline."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+
+from ift_jax.data import pipeline
+from ift_jax.data.chat import Chat
+from ift_jax.data.config import DataConfig, TaskConfig
+from ift_jax.errors import InputError
+
+USER = {"role": "user", "content": "Name a colour."}
+BOT = {"role": "assistant", "content": "Red."}
+AGAIN = {"role": "user", "content": "Another."}
+BLUE = {"role": "assistant", "content": "Blue."}
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat.of(make_tokenizer())
+
+
+def built(chat, folder, records, **task):
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = {"name": "t", "source": str(path), "validation_fraction": 0.0, "test_fraction": 0.0}
+    return pipeline.build(DataConfig(tasks=(TaskConfig(**{**settings, **task}),)), chat)
+
+
+def trained_texts(data):
+    """The trained stretches of each example, decoded."""
+    found = []
+    examples = data.tokens("train")
+    for begin, end in zip(examples.starts, examples.starts[1:], strict=False):
+        ids, trained = examples.ids[begin:end], examples.trained[begin:end]
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(int), [0]])))
+        pairs = zip(edges[::2], edges[1::2], strict=True)
+        found.append([data.chat.tokenizer.decode(ids[a:b]) for a, b in pairs])
+    return found
+
+
+def test_every_assistant_turn_of_a_chat_is_trained(chat, tmp_path):
+    data = built(chat, tmp_path, [{"messages": [USER, BOT, AGAIN, BLUE]}])
+    assert trained_texts(data) == [["Red.<|im_end|>", "Blue.<|im_end|>"]]
+
+
+def test_only_the_last_turn_where_asked(chat, tmp_path):
+    data = built(chat, tmp_path, [{"messages": [USER, BOT, AGAIN, BLUE]}], train_turns="last")
+    assert trained_texts(data) == [["Blue.<|im_end|>"]]
+
+
+def test_all_text_trains_every_token(chat, tmp_path):
+    data = built(chat, tmp_path, [{"messages": [USER, BOT]}], train_turns="all_text")
+    examples = data.tokens("train")
+    assert examples.trained.all()
+
+
+def test_plain_text_gets_no_chat_format_but_an_end(chat, tmp_path):
+    data = built(chat, tmp_path, [{"text": "Once upon a time."}])
+    assert trained_texts(data) == [["Once upon a time.<|im_end|>"]]
+    assert len(data.tokens("train").ids) == len("Once upon a time.") + 1
+
+
+def test_a_last_user_turn_without_answer_is_left_out(chat, tmp_path):
+    data = built(chat, tmp_path, [{"messages": [USER, BOT, AGAIN]}])
+    (example,) = data.examples("train")
+    assert [m["content"] for m in example.messages] == ["Name a colour."]
+    assert example.completion == "Red."
+
+
+def test_tool_calls_are_trained_and_the_offer_is_in_the_prompt(chat, tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    turns = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        BOT,
+    ]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    data = built(chat, tmp_path, [{"messages": turns, "tools": tools}])
+    (texts,) = trained_texts(data)
+    assert texts[0].startswith("<tool_call>")
+    assert texts[1] == "Red.<|im_end|>"
+    (example,) = data.examples("train")
+    assert example.messages[0]["role"] == "system"
+    assert '"add"' in example.messages[0]["content"]
+
+
+def test_alpaca_and_prompt_completion_are_told_from_their_fields(chat, tmp_path):
+    alpaca = built(chat, tmp_path, [{"instruction": "Add.", "input": "1 2", "output": "3"}])
+    assert trained_texts(alpaca) == [["3<|im_end|>"]]
+    pair = built(chat, tmp_path, [{"prompt": "1+2=", "completion": "3"}])
+    assert trained_texts(pair) == [["3<|im_end|>"]]
+
+
+def test_a_template_that_rewrites_earlier_turns_rejects_the_chat(tmp_path):
+    tokenizer = make_tokenizer()
+    # Forgets all but the last assistant turn once there is a later one.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(InputError, match="chat_template: the chat template rewrites turn 2"):
+        built(Chat.of(tokenizer), tmp_path, [{"messages": [USER, BOT, AGAIN, BLUE]}])
+
+
+def test_equal_questions_land_in_one_split_and_repeats_are_dropped(chat, tmp_path):
+    records = [{"prompt": f"question {i % 40}", "completion": f"{i % 80}"} for i in range(160)]
+    data = built(chat, tmp_path, records, validation_fraction=0.3, test_fraction=0.3)
+    homes = {}
+    for split in ("train", "validation", "test"):
+        for example in data.examples(split):
+            homes.setdefault(example.messages[0]["content"], set()).add(split)
+    assert len(homes) == 40
+    assert all(len(splits) == 1 for splits in homes.values())
+    assert sum(len(data.examples(s)) for s in ("train", "validation", "test")) == 80
+    assert data.tasks[0].num_duplicates == 80
+
+
+def test_an_unknown_format_names_the_field():
+    with pytest.raises(InputError, match=r"config\.data\.tasks: t\.format"):
+        TaskConfig(name="t", format="sharedgpt")
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("dolly_short/*", {}),
+        ("alpaca_en_demo/*", {}),
+        ("raschka_instructions/*", {}),
+        ("superni_tasks/*", {}),
+        ("chat_multiturn/glaive*", {}),
+        ("self_instruct_seed/*", {"records_at": "instances"}),
+    ],
+)
+def test_real_instruction_sets_become_examples(chat, shared_data, source, options):
+    task = TaskConfig(name="t", source=str(shared_data / source), **options)
+    config = DataConfig(tasks=(task,), max_length=100_000, max_rejected=0.1)
+    data = pipeline.build(config, chat)
+    card = pipeline.card(data)["tasks"]["t"]
+    made = sum(card["splits"][split]["examples"] for split in card["splits"])
+    assert made > 100
+    for example in data.examples("test")[:50]:
+        (encoded,) = pipeline.encode_examples(chat, [example])
+        last = chat.tokenizer.decode(encoded.ids[encoded.trained])
+        assert last.endswith(example.completion + chat.end_of_turn)
