@@ -21,6 +21,7 @@ from ift_jax.data import pipeline
 from ift_jax.data.loader import Batches, RowSource
 from ift_jax.errors import InputError
 from ift_jax.evaluation.tasks import Row, evaluate, majority_rows
+from ift_jax.hf.folder import read_json
 from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.metrics_log import MetricsLog
 from ift_jax.models import decoder
@@ -55,6 +56,8 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     with jax.set_mesh(mesh):
         base = load_base(config, mesh)
         data = pipeline.build(config.data, base.chat)
+        # Only now, so that a run that could not begin leaves the folder free for another.
+        (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
         pipeline.write_card(data, workdir / "data")
         best = fit(config, workdir, mesh, base, data)
         base = base.with_params(None)  # type: ignore[arg-type]  # training consumed them
@@ -72,9 +75,8 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
     Raises:
         InputError: if it cannot be written, is no workdir, or holds another config.
     """
-    file = workdir / "config.json"
-    if file.exists():
-        if "model_type" in json.loads(file.read_text(encoding="utf-8")):
+    if (workdir / "config.json").exists():
+        if "model_type" in read_json(workdir / "config.json"):
             raise InputError(f"{workdir}: is a Hugging Face folder; choose another --workdir")
         found = differences(read_run_config(workdir), config)
         if found:
@@ -88,7 +90,9 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if any(workdir.iterdir()):
             raise InputError(f"{workdir}: is not empty and holds no run; choose another --workdir")
-        file.write_text(to_json(config), encoding="utf-8")
+        probe = workdir / "writable"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written ({error.strerror})") from error
 

@@ -1,5 +1,6 @@
 """The optimizer, as an optax chain."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,8 +48,10 @@ class OptimizerConfig:
                 f"config.optimizer.schedule: expected one of {SCHEDULES}, got {self.schedule!r}"
             )
         for field in ("peak_lr", "warmup_steps", "weight_decay", "clip_norm", "final_share"):
-            if getattr(self, field) < 0:
-                raise InputError(f"config.optimizer.{field}: must not be negative")
+            if not 0 <= getattr(self, field) < math.inf:
+                raise InputError(
+                    f"config.optimizer.{field}: expected 0 or more, got {getattr(self, field)}"
+                )
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
