@@ -60,7 +60,7 @@ def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 
     Example:
         >>> spec(("embed", None, "mlp"))
-        PartitionSpec('fsdp', None, 'tensor')
+        P('fsdp', None, 'tensor')
     """
     return PartitionSpec(*(_mesh_axes(axis) for axis in axes))
 

@@ -30,7 +30,7 @@ def bucket(length: int) -> int:
 
     Example:
         >>> [bucket(n) for n in (1, 64, 65, 300, 900, 1500)]
-        [64, 64, 128, 384, 1024, 2048]
+        [64, 64, 128, 384, 1024, 1536]
     """
     for step, limit in ((64, 256), (128, 512), (512, 2048)):
         if length <= limit:
