@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from ift_jax.data.packing import Examples
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.sources import read_records
 from ift_jax.data.splits import assign_split, take_subset
-from ift_jax.data.templates import Template
+from ift_jax.data.templates import Template, lint
 from ift_jax.errors import InputError
 
+LINT_RECORDS = 200
 _ELLIPSIS = " ... "
 
 
@@ -71,6 +73,28 @@ def build(config: DataConfig, chat: Chat) -> DataSet:
             `max_rejected` of a task's records were rejected. Single bad records are kept in
             `TaskData.rejected`.
     """
+    built = [_build_task(task, source, config, chat) for task, source in _sourced(config)]
+    return DataSet(config, tuple(built), chat)
+
+
+def lint_tasks(config: DataConfig) -> list[str]:
+    """What is doubtful about each task's templates, judged with its first records.
+
+    Raises:
+        InputError: as `build`.
+    """
+    findings = []
+    for task, source in _sourced(config):
+        rows = islice(_read(task, source), LINT_RECORDS)
+        records = [row.fields for row in rows if isinstance(row, Record)]
+        columns = sorted({name for fields in records for name in fields})
+        templates = {template.name: template for template in load_task_templates(task)}
+        findings += lint(templates, columns, records)
+    return findings
+
+
+def _sourced(config: DataConfig) -> list[tuple[TaskConfig, str | tuple[str, ...]]]:
+    """Each task with its source."""
     if not config.tasks:
         raise InputError("config.data.tasks: no task is given")
     names = [task.name for task in config.tasks]
@@ -82,17 +106,11 @@ def build(config: DataConfig, chat: Chat) -> DataSet:
         if not source:
             hint = "; set its source, or config.data.path" if name == names[0] else ""
             raise InputError(f"config.data.tasks: {name} has no source{hint}")
-    built = [_build_task(t, s, config, chat) for t, s in zip(config.tasks, sources, strict=True)]
-    return DataSet(config, tuple(built), chat)
+    return list(zip(config.tasks, sources, strict=True))
 
 
-def _build_task(
-    task: TaskConfig, source: str | tuple[str, ...], config: DataConfig, chat: Chat
-) -> TaskData:
-    templates = load_task_templates(task)
-    rejected: list[Rejected] = []
-    records: list[Record] = []
-    for row in read_records(
+def _read(task: TaskConfig, source: str | tuple[str, ...]) -> Iterator[Record | Rejected]:
+    return read_records(
         source,
         file_format=task.file_format,
         encoding=task.encoding,
@@ -103,7 +121,16 @@ def _build_task(
         line_pattern=task.line_pattern,
         subset=task.subset,
         split=task.split,
-    ):
+    )
+
+
+def _build_task(
+    task: TaskConfig, source: str | tuple[str, ...], config: DataConfig, chat: Chat
+) -> TaskData:
+    templates = load_task_templates(task)
+    rejected: list[Rejected] = []
+    records: list[Record] = []
+    for row in _read(task, source):
         rejected.append(row) if isinstance(row, Rejected) else records.append(row)
     num_records = len(records) + len(rejected)
     _refuse_missing_columns(task, templates, records, rejected)

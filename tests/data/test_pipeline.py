@@ -511,3 +511,18 @@ def test_settings_of_the_data_are_checked(options, says):
 def test_settings_of_a_task_are_checked(options, says):
     with pytest.raises(InputError, match=says):
         TaskConfig(name="a", **options)
+
+
+def test_lint_judges_the_tasks_templates_with_their_records(tmp_path):
+    (tmp_path / "t.yaml").write_text(
+        "templates:\n  a: !Template\n    id: a\n    name: Leaks\n    answer_choices: null\n"
+        '    jinja: "Sum up: {{ title }} {{ text }} ||| {{ title }}"\n'
+    )
+    (tmp_path / "r.jsonl").write_text('{"text": "It works.", "title": "A fine kettle"}\n')
+    task = TaskConfig(
+        name="sum", source=str(tmp_path / "r.jsonl"), templates=str(tmp_path / "t.yaml")
+    )
+    findings = pipeline.lint_tasks(DataConfig(tasks=(task,)))
+    assert any("'Leaks'" in f and "title" in f for f in findings)
+    tidy = TaskConfig(name="rating", source="embedded:reviews", templates="rating")
+    assert pipeline.lint_tasks(DataConfig(tasks=(tidy,))) == []
