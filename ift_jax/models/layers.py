@@ -15,8 +15,8 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], epsilon: float)
     """Root-mean-square normalisation (Zhang and Sennrich 2019), reduced in float32.
 
     Example:
-        >>> print(rms_norm(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0).round(3))
-        [0.849 1.131]
+        >>> [round(float(x), 3) for x in rms_norm(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0)]
+        [0.849, 1.131]
     """
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)

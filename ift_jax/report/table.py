@@ -17,8 +17,8 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         >>> row = {"model": "tuned", "task": "rating", "split": "test", "shots": 0,
         ...        "metric": "accuracy", "value": 0.61, "count": 300, "low": 0.55, "high": 0.66}
         >>> print(results_table([row]))
-                                 rating
-                               accuracy
+                                  rating
+                                accuracy
         tuned model, 0 shots  61 [55–66]
         <BLANKLINE>
         Percent, with 95 % intervals; 300 test items of rating.

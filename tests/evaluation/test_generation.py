@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation import batching
 from ift_jax.evaluation.generation import Sampling, generate
 from ift_jax.language_model import load_pretrained
+from ift_jax.models.decoder import Decoder
 
 NEVER = (999,)  # no token of the vocabulary
 
@@ -113,6 +115,23 @@ def test_every_stop_token_ends_a_row_and_is_left_out(model):
         ends = [i for i, token in enumerate(whole) if token in stops]
         assert cut == whole[: min(ends, default=len(whole))]
     assert found[1] == []
+
+
+def test_decoding_ends_when_the_last_row_has_ended(model, monkeypatch):
+    free = run(model, PROMPTS[:2], Sampling(max_new_tokens=37))
+    stops = (free[0][3], free[1][5])
+    lengths = [len(row) for row in run(model, PROMPTS[:2], Sampling(max_new_tokens=37), stops)]
+    steps, decode = [], Decoder.decode_states
+
+    def counted(self, *args):
+        jax.debug.callback(lambda: steps.append(1))
+        return decode(self, *args)
+
+    monkeypatch.setattr(Decoder, "decode_states", counted)
+    monkeypatch.setattr(batching, "bucket", lambda length: 128)  # both rows in one call
+    run(model, PROMPTS[:2], Sampling(max_new_tokens=38), stops)
+    jax.effects_barrier()
+    assert len(steps) == max(lengths) < 10
 
 
 def test_no_row_gets_more_than_max_new_tokens(model):
