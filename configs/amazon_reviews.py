@@ -18,6 +18,7 @@ def get_config():
             template_names=("Predict the rating",),
             split_by=("review_body",),
             balance_by="star_rating",
+            test_fraction=0.2,  # so that the rarest rating has 60 reviews to test on
             train_size=1000,
             validation_size=100,
             test_size=300,

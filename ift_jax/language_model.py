@@ -332,6 +332,12 @@ def _assemble(
     **rest: Any,
 ) -> LanguageModel:
     config = families.decoder_config(hf_config, where)
+    tokenizer = rest["tokenizer"]
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{where}: vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} "
+            "tokens; those beyond have no embedding"
+        )
     rows = families.weight_rows(families.family_of(hf_config, where), config)
     shapes = decoder.param_shapes(config, param_dtype)
     place = None

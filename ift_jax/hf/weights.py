@@ -134,6 +134,8 @@ def _fill(target: NDArray[Any], stored: StoredTensor, name: str, row: Row) -> No
 
 def _refuse_unused(tensors: Mapping[str, StoredTensor], used: set[str], params: Params) -> None:
     for name in sorted(set(tensors) - used):
+        if name.endswith(".rotary_emb.inv_freq"):
+            continue  # transformers of old stored what follows from rope_theta
         if name == "lm_head.weight" and "output" not in params:
             embedding = np.asarray(params["embedding"])
             if np.array_equal(tensors[name].load().astype(embedding.dtype), embedding):

@@ -86,6 +86,11 @@ def attend(
     weights = jnp.exp(scores - high[..., None])
     prefix_weights = jnp.exp(prefix_scores - high.swapaxes(0, 1)[..., None])
     total = jnp.sum(weights, axis=-1) + jnp.sum(prefix_weights, axis=-1).swapaxes(0, 1)
-    own = jnp.einsum("bksgt,btkh->bskgh", weights.astype(v.dtype), v)
-    shared = jnp.einsum("kbsgt,tkh->bskgh", prefix_weights.astype(v.dtype), prefix_v)
-    return (own + shared) / total.transpose(0, 2, 1, 3)[..., None].astype(v.dtype)
+    float32 = jnp.float32
+    own = jnp.einsum(
+        "bksgt,btkh->bskgh", weights.astype(v.dtype), v, preferred_element_type=float32
+    )
+    shared = jnp.einsum(
+        "kbsgt,tkh->bskgh", prefix_weights.astype(v.dtype), prefix_v, preferred_element_type=float32
+    )
+    return ((own + shared) / total.transpose(0, 2, 1, 3)[..., None]).astype(v.dtype)

@@ -399,3 +399,21 @@ def test_opening_a_folder_reads_no_tensor(untied, monkeypatch):
 
     monkeypatch.setattr(safetensors, "safe_open", Watched)
     assert len(open_tensors(untied)) == 3 * 9 + 3
+
+
+def test_rotary_frequencies_of_old_checkpoints_are_left_aside(untied, tmp_path):
+    def add(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    old = load_pretrained(with_tensors(untied, tmp_path / "m", add))
+    ids = np.arange(12)[None]
+    np.testing.assert_array_equal(old.logits(ids), load_pretrained(untied).logits(ids))
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="vocab_size is 258, but the tokenizer has 259"):
+        load_pretrained(folder)
