@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from torch_reference import VARIANTS, edited, save_variant, torch_logits, torch_model
+from transformers import AutoTokenizer
 
 from ift_jax.errors import InputError
 from ift_jax.hf import folder as folder_module
