@@ -197,7 +197,7 @@ def load_pretrained(
     remat: decoder.Remat = "dots",
     mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """Loads a model, without torch.
+    """Loads a model. Needs no torch; transformers imports it for its own use where it finds it.
 
     Args:
         path: a Hugging Face folder, a hub id, a .gguf file, a training workdir (its best

@@ -11,7 +11,11 @@ from ift_jax.errors import InputError
 _CONFIG = define_config_flag()
 _MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
 _SPLIT = flags.DEFINE_string("split", "test", "train, validation or test.")
-_SHOTS = flags.DEFINE_list("shots", ["0"], "Numbers of examples before the question.")
+_SHOTS = flags.DEFINE_list(
+    "shots",
+    [],
+    "Numbers of examples before the question; default: 0 for a workdir, else the config's.",
+)
 _NAME = flags.DEFINE_string("name", "", "What the rows call the model; default: base or tuned.")
 _OUTPUT = flags.DEFINE_string("output", "", "File for the rows.")
 
@@ -26,7 +30,7 @@ def main(_: list[str]) -> None:
         shots = [int(count) for count in _SHOTS.value]
     except ValueError:
         raise InputError(f"--shots={','.join(_SHOTS.value)}: expected numbers") from None
-    if min(shots, default=-1) < 0:
+    if min(shots, default=0) < 0:
         raise InputError("--shots: expected numbers of 0 or more")
     import jax
 
@@ -36,13 +40,15 @@ def main(_: list[str]) -> None:
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
 
+    is_tuned = is_workdir(locate(path))
+    shots = shots or ([0] if is_tuned else list(config.evaluation.shots))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = load_pretrained(
             path, dtype=config.model.dtype, param_dtype=config.model.param_dtype, mesh=mesh
         )
         data = pipeline.build(config.data, model.chat)
-        name = _NAME.value or ("tuned" if is_workdir(locate(path)) else "base")
+        name = _NAME.value or ("tuned" if is_tuned else "base")
         rows = majority_rows(data, config.evaluation, split=_SPLIT.value) + evaluate(
             model, data, config.evaluation, name=name, split=_SPLIT.value, shots=shots, mesh=mesh
         )

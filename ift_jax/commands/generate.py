@@ -4,6 +4,7 @@ Each line of F is an object with "prompt"; each line of G is that object with "c
 """
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -50,7 +51,9 @@ def main(_: list[str]) -> None:
         completions = answers([record["prompt"] for record in records])
         with output.open("w", encoding="utf-8") as file:
             for record, completion in zip(records, completions, strict=True):
-                file.write(json.dumps({**record, "completion": completion}) + "\n")
+                file.write(
+                    json.dumps({**record, "completion": completion}, ensure_ascii=False) + "\n"
+                )
     elif _PROMPT.value:
         print(answers([_PROMPT.value])[0])
     else:
@@ -71,9 +74,10 @@ def _read_prompts(path: str) -> list[dict]:
 def _chat(model: "LanguageModel") -> None:
     """Turns on the terminal until an empty line or the end of input."""
     messages: list[dict[str, str]] = []
+    watched = sys.stdin.isatty()
     while True:
         try:
-            text = input("you> ").strip()
+            text = input("you> " if watched else "").strip()
         except EOFError:
             text = ""
         if not text:
@@ -86,4 +90,4 @@ def _chat(model: "LanguageModel") -> None:
             seed=_SEED.value,
         )
         messages.append({"role": "assistant", "content": reply})
-        print(f"model> {reply}")
+        print(f"model> {reply}" if watched else reply)

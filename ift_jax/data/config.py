@@ -23,7 +23,7 @@ class TaskConfig:
             columns where templates are given, and else told from the first record.
         train_turns: of a conversation, "all" assistant turns, the "last" one, or "all_text".
         templates: a file of the promptsource format, or the name of one that ships with
-            ift_jax ("reviews").
+            ift_jax ("reviews", "sentiment", "topic", ...; see ift_jax/templates).
         template_names: those of the file to use; () uses all.
         template_choice: with several, "one" per record, drawn by seed, or "all".
         split_by: columns whose text decides a record's split, so that equal text never
@@ -106,7 +106,8 @@ class DataConfig:
     tasks: what to train on and to score.
     path: source of the first task, in place of its own.
     max_length: tokens of an example at most.
-    row_length: tokens of a packed row; 0 takes what the longest allowed example needs.
+    row_length: tokens of a packed row; 0 takes max_length less the shared prefix, or
+        four times the longest example if that is less.
     share_prefix: what all examples begin with stands beside the rows and is computed once a
         batch instead of once an example; results are the same.
     on_too_long: what happens to a longer one: "drop" rejects it, "truncate" cuts the middle

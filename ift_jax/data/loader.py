@@ -102,8 +102,8 @@ def fill_row(
 class Batches:
     """Batch s of a run, for any s.
 
-    Rows past the last epoch are padding, so that the last batch is full and every example
-    was seen equally often.
+    Rows past the last epoch are padding, so that the last batch is full and whole epochs show
+    every example equally often.
 
     Attributes:
         source: the rows.

@@ -85,6 +85,34 @@ def evaluate(
     return rows
 
 
+def check_scoring(
+    model: LanguageModel,
+    data: DataSet,
+    config: EvaluationConfig,
+    *,
+    split: str,
+    shots: Sequence[int],
+) -> None:
+    """Refuses, before a long run, what `evaluate` would refuse after it; computes no model.
+
+    Raises:
+        InputError: as `evaluate`, but for an empty split.
+    """
+    for task in data.tasks:
+        items = task.splits[split][: config.max_items or None]
+        if not items:
+            continue
+        metrics = config.metrics or task.config.metrics or default_metrics(items)
+        check_metrics(metrics, f"config.data.tasks: {task.config.name}.metrics")
+        if any(METRICS[metric].needs == "ranked" for metric in metrics):
+            _refuse_unranked(task, items)
+        longest = max(items, key=lambda e: sum(len(m["content"]) for m in e.messages))
+        for count in shots:
+            before = exemplars(task, longest.template, count, data.config.seed)
+            prompt = model.chat.prompt_ids([*before, *longest.messages])
+            _refuse_long(model, task, [len(prompt) + _longest_answer(model, items)])
+
+
 def majority_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> list[Row]:
     """The score of always giving the training split's most frequent answer, where choices are."""
     rows = []
@@ -141,12 +169,7 @@ def _predict(
     needs = {METRICS[metric].needs for metric in metrics}
     ranked, generated = [""] * len(items), [""] * len(items)
     if "ranked" in needs:
-        without = next((e for e in items if not e.choices), None)
-        if without:
-            raise InputError(
-                f"task {task.config.name}: template {without.template!r} has no answer choices "
-                "to rank; choose metrics that generate, such as exact_match"
-            )
+        _refuse_unranked(task, items)
         questions = encode_questions(
             model.chat, [(p, e.choices) for p, e in zip(prompts, items, strict=True)]
         )
@@ -165,6 +188,15 @@ def _predict(
     return [
         Prediction(e.completion, r, g) for e, r, g in zip(items, ranked, generated, strict=True)
     ]
+
+
+def _refuse_unranked(task: TaskData, items: Sequence[Example]) -> None:
+    without = next((e for e in items if not e.choices), None)
+    if without:
+        raise InputError(
+            f"task {task.config.name}: template {without.template!r} has no answer choices "
+            "to rank; choose metrics that generate, such as exact_match"
+        )
 
 
 def _longest_answer(model: LanguageModel, items: Sequence[Example]) -> int:

@@ -184,6 +184,8 @@ def _write_shards(
             shard[name] = value
             weight_map[name] = file
         save_file(shard, folder / file, metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read; a folder is meant to be shared.
+        (folder / file).chmod((folder / "config.json").stat().st_mode & 0o777)
     if len(plan) > 1:
         total = sum(int(np.prod(shape)) * itemsize for shape in shapes.values())
         _write_json(

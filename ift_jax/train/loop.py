@@ -1,5 +1,6 @@
 """A run from config to results: load, prepare, train, validate, checkpoint, score."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
 from ift_jax.data.loader import Batches, RowSource
 from ift_jax.errors import InputError
-from ift_jax.evaluation.tasks import Row, evaluate, majority_rows
+from ift_jax.evaluation.tasks import Row, check_scoring, evaluate, majority_rows
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.metrics_log import MetricsLog
@@ -45,6 +46,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         InputError: for a config, file or workdir that cannot be used.
     """
     workdir = Path(workdir)
+    config = with_full_path(config)
     claim_workdir(config, workdir)
     results = workdir / "results.json"
     if results.exists():
@@ -56,17 +58,48 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     with jax.set_mesh(mesh):
         base = load_base(config, mesh)
         data = pipeline.build(config.data, base.chat)
+        check_run(config, base, data)
         # Only now, so that a run that could not begin leaves the folder free for another.
-        (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
+        replace_text(workdir / "config.json", to_json(config))
         pipeline.write_card(data, workdir / "data")
         best = fit(config, workdir, mesh, base, data)
         base = base.with_params(None)  # type: ignore[arg-type]  # training consumed them
         rows = final_scores(config, mesh, base, data, best)
-    partial = results.with_suffix(".partial")
-    partial.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
-    partial.replace(results)
+    replace_text(results, json.dumps({"rows": rows}, indent=2) + "\n")
     print(results_table(rows))
     return rows
+
+
+def with_full_path(config: RunConfig) -> RunConfig:
+    """The config with a local model's path made absolute, so that the workdir can be used anywhere."""
+    path = Path(config.model.path).expanduser()
+    if not path.exists():
+        return config
+    model = dataclasses.replace(config.model, path=str(path.resolve()))
+    return dataclasses.replace(config, model=model)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) -> None:
+    """Refuses what would otherwise fail only after training.
+
+    Raises:
+        InputError: naming the field.
+    """
+    limit = base.structure.config.max_positions
+    if config.data.max_length > limit:
+        raise InputError(
+            f"config.data.max_length={config.data.max_length} exceeds the model's context of {limit}"
+        )
+    if config.train.select_by == "accuracy":
+        _ranked(data)
+    check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
 
 
 def claim_workdir(config: RunConfig, workdir: Path) -> None:
@@ -122,7 +155,9 @@ def pack_split(
     """
     examples = data.tokens(split)
     shared = examples.common_prefix() if config.data.share_prefix else np.zeros(0, np.int32)
-    length = config.data.row_length or config.data.max_length - len(shared)
+    # Several examples should fit a row, but a generous max_length alone need not cost memory.
+    longest = min(config.data.max_length, 4 * int(examples.lengths.max()))
+    length = config.data.row_length or longest - len(shared)
     source = RowSource(
         examples,
         length,
@@ -275,8 +310,6 @@ def _validate(
 ) -> float | None:
     """Scores the validation split; returns what checkpoints are compared by, higher better."""
     if validation is None:
-        if config.train.select_by == "accuracy":
-            raise InputError("config.train.select_by=accuracy needs a validation split")
         return None
     total = validation_sums(base.structure, state.params, validation, mesh)
     loss, accuracy = divided(total)
@@ -340,6 +373,12 @@ def final_scores(
     best: decoder.Params,
 ) -> list[Row]:
     """Base model at each of evaluation.shots and tuned model at 0 shots, on the same test items."""
+
+    tasks = tuple(task for task in data.tasks if task.splits["test"])
+    if not tasks:
+        print("nothing is scored: no task has a test split", file=sys.stderr)
+        return []
+    data = pipeline.DataSet(data.config, tasks, data.chat)
 
     def scored(model: LanguageModel, name: str, shots: Sequence[int]) -> list[Row]:
         print(f"scoring {name} model on the test split", file=sys.stderr)

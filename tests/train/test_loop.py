@@ -111,7 +111,7 @@ def kill_when(condition, process, seconds=240):
     process.wait()
 
 
-def test_a_killed_run_goes_on_to_the_same_parameters(finished, tiny_llama, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_parameters(finished, tiny_llama, tmp_path, capsys):
     undisturbed, _ = finished
     workdir = tmp_path / "W"
     config = tmp_path / "config.json"
@@ -131,7 +131,11 @@ def test_a_killed_run_goes_on_to_the_same_parameters(finished, tiny_llama, tmp_p
     metrics = workdir / "metrics.jsonl"
     kill_when(lambda: metrics.exists() and '"step": 4' in metrics.read_text(), process)
     assert not (workdir / "results.json").exists()
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.latest() == 3
+    checkpoints.close()
     train(build_run_config(run_tree(tiny_llama)), workdir)
+    assert "steps 3 to 6" in capsys.readouterr().err
     a, b = (load_workdir(w, which="latest").params for w in (undisturbed, workdir))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
