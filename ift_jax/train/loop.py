@@ -46,8 +46,8 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         InputError: for a config, file or workdir that cannot be used.
     """
     workdir = Path(workdir)
-    config = with_full_path(config)
-    claim_workdir(config, workdir)
+    stored = with_full_path(config)
+    claim_workdir(stored, workdir)
     results = workdir / "results.json"
     if results.exists():
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
@@ -60,7 +60,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         data = pipeline.build(config.data, base.chat)
         check_run(config, base, data)
         # Only now, so that a run that could not begin leaves the folder free for another.
-        replace_text(workdir / "config.json", to_json(config))
+        replace_text(workdir / "config.json", to_json(stored))
         pipeline.write_card(data, workdir / "data")
         best = fit(config, workdir, mesh, base, data)
         base = base.with_params(None)  # type: ignore[arg-type]  # training consumed them
@@ -71,7 +71,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
 
 
 def with_full_path(config: RunConfig) -> RunConfig:
-    """The config with a local model's path made absolute, so that the workdir can be used anywhere."""
+    """The config with a local model's path made absolute: a workdir can be used from anywhere."""
     path = Path(config.model.path).expanduser()
     if not path.exists():
         return config
@@ -95,7 +95,7 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
     limit = base.structure.config.max_positions
     if config.data.max_length > limit:
         raise InputError(
-            f"config.data.max_length={config.data.max_length} exceeds the model's context of {limit}"
+            f"config.data.max_length={config.data.max_length}: the model's context is {limit}"
         )
     if config.train.select_by == "accuracy":
         _ranked(data)
