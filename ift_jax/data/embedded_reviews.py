@@ -283,6 +283,7 @@ class Writer:
 
 
 def sentence_case(sentence: str) -> str:
+    """The sentence with its first letter in upper case."""
     return sentence[0].upper() + sentence[1:]
 
 

@@ -31,11 +31,15 @@ MAX_TIMEOUTS_IN_A_ROW = 3
 
 
 class Success(NamedTuple):
+    """What a record rendered to."""
+
     parts: list[str]
     answer_choices: list[str] | None
 
 
 class Failure(NamedTuple):
+    """Why a record did not render: a slug to count by, and a line for a person."""
+
     reason: str
     message: str
 

@@ -125,12 +125,15 @@ _ENVIRONMENTS = {strict: make_environment(strict) for strict in (False, True)}
 
 
 class Compiled(NamedTuple):
+    """A template ready to render."""
+
     template: jinja2.Template
     draws: bool  # whether it uses random numbers
 
 
 @lru_cache(maxsize=256)
 def compiled(text: str, strict: bool) -> Compiled:
+    """The text compiled once; raises Jinja's syntax errors."""
     environment = _ENVIRONMENTS[strict]
     tree = environment.parse(text)
     if strict:  # `~` would turn a None into text before `finalize` sees it
@@ -212,6 +215,7 @@ def describe(error: Exception, record: Any) -> str:
 
 
 def encode(reply: list[Any]) -> bytes:
+    """A reply as one line of JSON."""
     # Lone surrogates, which JSON files can hold, must come back as they went.
     return json.dumps(reply, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
@@ -253,6 +257,7 @@ def confine() -> None:
 
 
 def main() -> None:
+    """Answers requests from standard input until it closes."""
     from signal import ITIMER_PROF, setitimer
 
     confine()
