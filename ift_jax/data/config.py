@@ -1,9 +1,11 @@
 """The config's section `data`."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ift_jax.data.formats import FORMATS, TRAIN_TURNS
+from ift_jax.data.mixture import MixtureConfig
 from ift_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -28,9 +30,23 @@ class TaskConfig:
         template_choice: with several, "one" per record, drawn by seed, or "all".
         split_by: columns whose text decides a record's split, so that equal text never
             stands in two; () takes the columns that the prompts read.
-        validation_fraction, test_fraction: of the records, before subsets are taken.
+        group_by: columns whose values keep records together: all of a group (a product, a
+            person, a document) go to one split, and train gives up text that another holds.
+        validation_source, test_source: the set's own splits, read as `source` is; "" takes
+            fractions of `source`. Text of test is dropped from validation, and text of
+            either from training, in all tasks.
+        validation_split, test_split: the same for a hub source, by the names of its splits.
+        validation_fraction, test_fraction: of the source's records, before subsets are taken;
+            of no effect for a split that has a source of its own.
+        near_duplicates: records are dropped whose text shares this much of its word
+            3-grams with another's (Jaccard index, such as 0.8); 0 keeps them.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.
         balance_by: a column whose values get equal counts in every subset; "" for none.
+        stratify_by: a column whose values keep their shares in every subset.
+        train_shots: numbers of solved examples of the same template that stand before a
+            training example, as in a few-shot prompt; each example draws one of them.
+        weight: how much of the task is trained, see `MixtureConfig`; 0 only evaluates it.
+        replay: one of the sets that `data.mixture.replay_share` mixes in.
         metrics: for evaluation; () takes accuracy and exact_match where the template has
             answer choices, exact_match elsewhere.
     """
@@ -52,12 +68,22 @@ class TaskConfig:
     template_names: tuple[str, ...] = ()
     template_choice: Literal["one", "all"] = "one"
     split_by: tuple[str, ...] = ()
+    group_by: tuple[str, ...] = ()
+    validation_source: str | tuple[str, ...] = ""
+    test_source: str | tuple[str, ...] = ""
+    validation_split: str = ""
+    test_split: str = ""
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    near_duplicates: float = 0.0
     train_size: int = 0
     validation_size: int = 0
     test_size: int = 0
     balance_by: str = ""
+    stratify_by: str = ""
+    train_shots: tuple[int, ...] = (0,)
+    weight: float = 1.0
+    replay: bool = False
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,29 +92,61 @@ class TaskConfig:
                 f"config.data.tasks: {self.name}.template_choice: expected one or all, "
                 f"got {self.template_choice!r}"
             )
-        for field, value, known in (
+        for option, value, known in (
             ("format", self.format, ("", *FORMATS)),
             ("train_turns", self.train_turns, TRAIN_TURNS),
         ):
             if value not in known:
                 raise InputError(
-                    f"config.data.tasks: {self.name}.{field}: expected one of "
+                    f"config.data.tasks: {self.name}.{option}: expected one of "
                     f"{', '.join(map(repr, known))}, got {value!r}"
                 )
-        for field in SPLITS:
-            if getattr(self, f"{field}_size") < 0:
-                raise InputError(f"config.data.tasks: {self.name}.{field}_size is negative")
+        for split in SPLITS:
+            if getattr(self, f"{split}_size") < 0:
+                raise InputError(f"config.data.tasks: {self.name}.{split}_size is negative")
         fractions = (self.validation_fraction, self.test_fraction)
         if min(fractions) < 0 or sum(fractions) > 1:
             raise InputError(
                 f"config.data.tasks: {self.name}: validation_fraction and test_fraction must "
                 f"not be negative and leave something to train on, got {fractions}"
             )
+        if not 0 <= self.near_duplicates <= 1:
+            raise InputError(
+                f"config.data.tasks: {self.name}.near_duplicates: expected 0 to 1, "
+                f"got {self.near_duplicates}"
+            )
+        if not self.train_shots or min(self.train_shots) < 0:
+            raise InputError(
+                f"config.data.tasks: {self.name}.train_shots: expected at least one number, "
+                f"none negative, got {self.train_shots}"
+            )
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise InputError(
+                f"config.data.tasks: {self.name}.weight: must not be negative, got {self.weight}"
+            )
+        if self.balance_by and self.stratify_by:
+            raise InputError(
+                f"config.data.tasks: {self.name}: balance_by and stratify_by exclude each other"
+            )
+
+    @property
+    def subset_by(self) -> str:
+        """The column whose values decide how subsets are composed."""
+        return self.balance_by or self.stratify_by
+
+    def has_own(self, split: str) -> bool:
+        """Whether a split has a source of its own."""
+        return split != "train" and bool(
+            getattr(self, f"{split}_source") or getattr(self, f"{split}_split")
+        )
 
     @property
     def fractions(self) -> dict[str, float]:
-        """Share of each split."""
-        held_out = {"validation": self.validation_fraction, "test": self.test_fraction}
+        """Share of each split among the records of `source`."""
+        held_out = {
+            "validation": 0.0 if self.has_own("validation") else self.validation_fraction,
+            "test": 0.0 if self.has_own("test") else self.test_fraction,
+        }
         return {"train": 1.0 - sum(held_out.values()), **held_out}
 
     def size(self, split: str) -> int:
@@ -113,17 +171,32 @@ class DataConfig:
     on_too_long: what happens to a longer one: "drop" rejects it, "truncate" cuts the middle
         of its prompt, never its completion, "error" stops.
     pack: several examples share a row; False gives each its own.
+    packing: "best_fit" puts each example, longest first, into the row that it fills best;
+        "first_fit" takes them in their order and the first row with room.
+    mixture: how much of each task an epoch holds.
+    decontaminate: tasks of this config whose validation and test text must not stand in
+        anything that is trained; records that hold some are dropped.
+    decontaminate_ngram, decontaminate_overlap: words that a shared run needs, and the share
+        of the evaluation text's runs that must be shared (0: one is enough).
+    prepared: a folder that `ift data --output` wrote from this config; training then reads
+        its shards instead of the tasks' sources.
     max_rejected: the share of a task's records that may be rejected.
     seed: of subsets, template choice and order.
     """
 
     tasks: tuple[TaskConfig, ...] = ()
     path: str = ""
+    prepared: str = ""
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    decontaminate: tuple[str, ...] = ()
+    decontaminate_ngram: int = 13
+    decontaminate_overlap: float = 0.0
     max_length: int = 512
     row_length: int = 0
     share_prefix: bool = True
     on_too_long: Literal["drop", "truncate", "error"] = "drop"
     pack: bool = True
+    packing: Literal["best_fit", "first_fit"] = "best_fit"
     max_rejected: float = 0.05
     seed: int = 0
 
@@ -136,6 +209,20 @@ class DataConfig:
             raise InputError(
                 "config.data.on_too_long: expected drop, truncate or error, "
                 f"got {self.on_too_long!r}"
+            )
+        if self.packing not in ("best_fit", "first_fit"):
+            raise InputError(
+                f"config.data.packing: expected best_fit or first_fit, got {self.packing!r}"
+            )
+        if unknown := set(self.decontaminate) - {task.name for task in self.tasks}:
+            raise InputError(
+                f"config.data.decontaminate: no task {min(unknown)!r}; there are "
+                f"{', '.join(task.name for task in self.tasks) or 'none'}"
+            )
+        if self.decontaminate_ngram < 1 or not 0 <= self.decontaminate_overlap <= 1:
+            raise InputError(
+                "config.data: decontaminate_ngram must be 1 or more and decontaminate_overlap "
+                f"0 to 1, got {self.decontaminate_ngram} and {self.decontaminate_overlap}"
             )
         if not 0 <= self.max_rejected <= 1:
             raise InputError(f"config.data.max_rejected: expected 0 to 1, got {self.max_rejected}")

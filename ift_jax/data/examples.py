@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ift_jax.data.chat import Message, Turns
 from ift_jax.data.config import TaskConfig
@@ -29,10 +29,14 @@ class Example:
             can be read per template.
         turns: what is said, and what of it is trained.
         choices: what the answer is chosen from; () for free text.
-        label: the value that subsets are balanced by.
-        key: digest of the text that decides the split.
+        label: the value that subsets are balanced or stratified by.
+        text: what the record says, without template; duplicates are found by it.
+        key: digest of the text that must not stand in two splits.
+        group: digest of what decides the split; the key itself, unless records are grouped.
         content: digest of all that the example is made from; equal for repeats.
         origin: file and line of the record.
+        shots: solved examples that stand before the question, among the messages.
+        own_turns: where the example's own turns begin among the messages, behind the shots.
     """
 
     task: str
@@ -40,9 +44,13 @@ class Example:
     turns: Turns
     choices: tuple[str, ...]
     label: str
+    text: str
     key: str
+    group: str
     content: str
     origin: str
+    shots: int = 0
+    own_turns: int = 0
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -95,6 +103,7 @@ def from_templates(
     results: list[list[Example]] = [[] for _ in records]
     split_columns = task.split_by or sorted({c for t in templates for c in t.prompt_columns})
     all_columns = sorted({c for t in templates for c in t.columns})
+    digests = [_digests(task, record, split_columns, all_columns) for record in records]
     for template, numbers in zip(templates, chosen, strict=True):
         outcomes = template.render_batch([records[n].fields for n in numbers])
         for number, outcome in zip(numbers, outcomes, strict=True):
@@ -108,13 +117,35 @@ def from_templates(
                     template=template.name,
                     turns=Turns(({"role": "user", "content": outcome.prompt},), outcome.completion),
                     choices=outcome.answer_choices or (),
-                    label=str(record.fields.get(task.balance_by, "")),
-                    key=split_key(*_texts(record.fields, split_columns)),
-                    content=content_key(*_texts(record.fields, all_columns)),
+                    label=str(record.fields.get(task.subset_by, "")),
+                    text=digests[number].text,
+                    key=digests[number].key,
+                    group=digests[number].group,
+                    content=digests[number].content,
                     origin=record.origin,
                 )
             )
     return [example for examples in results for example in examples]
+
+
+class _Digests(NamedTuple):
+    text: str
+    key: str
+    group: str
+    content: str
+
+
+def _digests(
+    task: TaskConfig, record: Record, split_columns: Sequence[str], all_columns: Sequence[str]
+) -> _Digests:
+    texts = _texts(record.fields, split_columns)
+    key = split_key(*texts)
+    content = content_key(*_texts(record.fields, all_columns))
+    return _Digests("\n".join(texts), key, _group(task, record, key), content)
+
+
+def _group(task: TaskConfig, record: Record, key: str) -> str:
+    return split_key(*_texts(record.fields, task.group_by)) if task.group_by else key
 
 
 def _texts(fields: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
@@ -130,22 +161,27 @@ def _chosen_templates(task: TaskConfig, count: int, record: Record, seed: int) -
     yield int.from_bytes(digest, "big") % count
 
 
+def conversation_format(task: TaskConfig, record: Record) -> str:
+    """The format of a task's records, told from one of them if the config does not say it.
+
+    Raises:
+        InputError: if the record leaves it open.
+    """
+    try:
+        return task.format or detect_format(record.fields)
+    except InputError as error:
+        where = f"config.data.tasks: {task.name}: {record.origin}"
+        raise InputError(f"{where}: {error}") from error
+
+
 def from_conversations(
-    task: TaskConfig, records: Sequence[Record], rejected: list[Rejected]
+    task: TaskConfig, fmt: str, records: Sequence[Record], rejected: list[Rejected]
 ) -> list[Example]:
     """Examples of records that are conversations, instructions or plain text.
 
     The answer of an example is its last trained turn; what comes after it is context for
     nothing and is left out.
-
-    Raises:
-        InputError: if the format is not given and the first record leaves it open.
     """
-    try:
-        fmt = task.format or detect_format(records[0].fields)
-    except InputError as error:
-        where = f"config.data.tasks: {task.name}: {records[0].origin}"
-        raise InputError(f"{where}: {error}") from error
     examples = []
     for record in records:
         for number, outcome in enumerate(
@@ -161,14 +197,17 @@ def from_conversations(
             if task.split_by:
                 asked = _texts(record.fields, task.split_by)
             said = [m["content"] for m in turns.messages]
+            key = split_key(*(asked or [turns.completion]))
             examples.append(
                 Example(
                     task=task.name,
                     template=fmt,
                     turns=turns,
                     choices=outcome.choices or (),
-                    label=str(record.fields.get(task.balance_by, "")),
-                    key=split_key(*(asked or [turns.completion])),
+                    label=str(record.fields.get(task.subset_by, "")),
+                    text="\n".join(asked or [turns.completion]),
+                    key=key,
+                    group=_group(task, record, key),
                     content=content_key(*said, turns.completion),
                     origin=origin,
                 )

@@ -1,21 +1,45 @@
 """Rows and batches by number: `rows(seed, r)` and `batches[s]` compute nothing before them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import grain
 import numpy as np
 from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
-from ift_jax.data.packing import Examples, Plan, deal, plan_rows
+from ift_jax.data.mixture import Slots
+from ift_jax.data.packing import Examples, Packing, Plan, deal, plan_rows
+from ift_jax.errors import InputError
+
+
+class Rows(Protocol):
+    """Packed rows of all epochs, one after the other: a random-access source for grain."""
+
+    @property
+    def rows_per_epoch(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
+
+    def padding(self) -> Batch:
+        """A row without an example."""
+        ...
+
+    def summary(self) -> str:
+        """What was packed, in one line."""
+        ...
 
 
 class RowSource:
-    """Packed rows of all epochs, one after the other, as a random-access source for grain.
+    """Rows of examples that are in memory.
 
     `prefix` leading tokens, the same in all examples, stay out of the rows; positions count on
     from them. Row r is row r % rows_per_epoch of epoch r // rows_per_epoch.
+
+    Args:
+        slots: what an epoch holds; default every example once.
     """
 
     def __init__(
@@ -24,13 +48,20 @@ class RowSource:
         row_length: int,
         *,
         seed: int,
-        pack: bool = True,
+        packing: Packing = "best_fit",
         shuffle: bool = True,
         prefix: int = 0,
+        slots: Slots | None = None,
     ):
         self.examples = examples = examples.without(prefix)
         self.prefix = prefix
-        self.plan: Plan = plan_rows(examples.lengths, examples.num_targets, row_length, pack=pack)
+        self.slots = slots or Slots.all_of(len(examples.lengths))
+        self.plan: Plan = plan_rows(
+            self.slots.largest(examples.lengths),
+            self.slots.largest(examples.num_targets),
+            row_length,
+            packing=packing,
+        )
         self.seed, self.shuffle = seed, shuffle
         self._deal = lru_cache(maxsize=2)(self._deal_epoch)
 
@@ -40,28 +71,31 @@ class RowSource:
 
     @property
     def utilisation(self) -> float:
-        """Share of row positions that hold a token."""
-        return len(self.examples.ids) / (self.plan.num_rows * self.plan.row_length)
+        """Share of row positions that hold a token, in the first epoch."""
+        held = self.slots.at(np.arange(len(self.plan.order)), 0)
+        used = int(self.examples.lengths[held].sum())
+        return used / (self.plan.num_rows * self.plan.row_length)
 
     def summary(self) -> str:
         """What was packed, in one line."""
         return (
-            f"{len(self.examples.lengths)} examples in {self.rows_per_epoch} rows of "
+            f"{len(self.plan.order)} examples in {self.rows_per_epoch} rows of "
             f"{self.plan.row_length} tokens, {self.utilisation:.1%} used"
         )
 
     def __getitem__(self, index: int) -> Batch:
-        return fill_row(self.examples, self.members(index), self.plan, self.prefix)
+        members = [self.examples.get(number) for number in self.members(index).tolist()]
+        return fill_row(members, self.plan.row_length, self.plan.row_targets, self.prefix)
 
     def padding(self) -> Batch:
         """A row without an example."""
-        return fill_row(self.examples, np.zeros(0, np.int64), self.plan, self.prefix)
+        return fill_row([], self.plan.row_length, self.plan.row_targets)
 
     def members(self, index: int) -> NDArray[np.int64]:
         """The numbers of the examples in a row."""
         epoch, position = divmod(index, self.plan.num_rows)
         dealt, rows = self._deal(epoch)
-        return dealt[self.plan.rows[rows[position]]]
+        return self.slots.at(dealt[self.plan.rows[rows[position]]], epoch)
 
     def _deal_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.shuffle:
@@ -70,28 +104,29 @@ class RowSource:
 
 
 def fill_row(
-    examples: Examples, members: NDArray[np.int64], plan: Plan, first_position: int = 0
+    members: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]],
+    row_length: int,
+    row_targets: int,
+    first_position: int = 0,
 ) -> Batch:
-    """One row (arrays without the B axis) of these examples, padded to the plan's sizes.
+    """One row (arrays without the B axis) of these examples (ids, trained), padded.
 
     The last token of an example predicts nothing, and the first is no target: no position
     of its own example comes before it.
     """
-    size, room = plan.row_length, plan.row_targets
-    tokens, positions, segment_ids = np.zeros((3, size), np.int32)
-    target_positions, targets = np.zeros((2, room), np.int32)
-    weights = np.zeros(room, np.float32)
+    tokens, positions, segment_ids = np.zeros((3, row_length), np.int32)
+    target_positions, targets = np.zeros((2, row_targets), np.int32)
+    weights = np.zeros(row_targets, np.float32)
     at = used = 0
-    for segment, member in enumerate(members.tolist(), start=1):
-        begin, end = examples.starts[member], examples.starts[member + 1]
-        length = int(end - begin)
-        tokens[at : at + length] = examples.ids[begin:end]
+    for segment, (ids, is_trained) in enumerate(members, start=1):
+        length = len(ids)
+        tokens[at : at + length] = ids
         positions[at : at + length] = first_position + np.arange(length)
         segment_ids[at : at + length] = segment
-        trained = np.flatnonzero(examples.trained[begin + 1 : end])
+        trained = np.flatnonzero(is_trained[1:])
         count = len(trained)
         target_positions[used : used + count] = at + trained
-        targets[used : used + count] = examples.ids[begin + 1 + trained]
+        targets[used : used + count] = ids[1 + trained]
         weights[used : used + count] = 1.0
         at, used = at + length, used + count
     # Made by _make, since the fields are NumPy arrays until they are placed on devices.
@@ -109,11 +144,14 @@ class Batches:
         source: the rows.
         batch_size: B, rows per batch over all devices.
         num_epochs: how often every example is seen; 0 means without end.
+        part: (i, n): of each batch the rows of host i of n. The hosts' rows, one behind the
+            other, are the batch that a single host would have.
     """
 
-    source: RowSource
+    source: Rows
     batch_size: int
     num_epochs: float
+    part: tuple[int, int] = (0, 1)
 
     @property
     def num_rows(self) -> int:
@@ -131,13 +169,34 @@ class Batches:
         """Row `index` of the run."""
         return self.source[index] if index < self.num_rows else self.source.padding()
 
+    @property
+    def local_size(self) -> int:
+        """Rows of each batch that this host makes.
+
+        Raises:
+            InputError: if the batch does not divide over the hosts.
+        """
+        if self.batch_size % self.part[1]:
+            raise InputError(
+                f"config.train.batch_size={self.batch_size} does not divide over "
+                f"{self.part[1]} hosts"
+            )
+        return self.batch_size // self.part[1]
+
+    def local_row(self, number: int) -> Batch:
+        """This host's row `number`, counted over all batches."""
+        step, place = divmod(number, self.local_size)
+        return self.row(step * self.batch_size + self.part[0] * self.local_size + place)
+
     def __getitem__(self, step: int) -> Batch:
         """Batch `step`, computed here and now."""
-        rows = [self.row(step * self.batch_size + i) for i in range(self.batch_size)]
+        first = step * self.local_size
+        rows = [self.local_row(first + i) for i in range(self.local_size)]
         return Batch._make(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
     def from_step(self, step: int) -> grain.IterDataset:
         """Batches `step`, `step + 1`, ... made ahead by a thread; nothing before is computed."""
-        rows = grain.MapDataset.range(step * self.batch_size, 2**62).map(self.row)
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * self.batch_size)
-        return rows.to_iter_dataset(options).batch(self.batch_size)
+        size = self.local_size
+        rows = grain.MapDataset.range(step * size, 2**62).map(self.local_row)
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * size)
+        return rows.to_iter_dataset(options).batch(size)

@@ -8,7 +8,7 @@ in every epoch, and row r is a pure function of (seed, r).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ MIN_PREFIX = 8
 # A target slot against a token: V * D multiplications against those of all layers. A quarter in
 # a model of 135M parameters with 49k tokens, less in larger ones.
 TARGET_COST = 0.25
+# Rows of so many examples tell how many target slots are cheapest, almost as well as all.
+SAMPLE = 4096
 
 
 class Examples(NamedTuple):
@@ -45,6 +47,24 @@ class Examples(NamedTuple):
             np.concatenate([trained for _, trained in parts]),
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         )
+
+    @staticmethod
+    def concatenate(sets: "Sequence[Examples]") -> "Examples":
+        """Several sets, one behind the other."""
+        if not sets:
+            raise InputError("no example is left to train on")
+        ends = np.cumsum([0] + [len(one.ids) for one in sets])
+        starts = [one.starts[:-1] + end for one, end in zip(sets, ends[:-1], strict=True)]
+        return Examples(
+            np.concatenate([one.ids for one in sets]),
+            np.concatenate([one.trained for one in sets]),
+            np.concatenate([*starts, ends[-1:]]).astype(np.int64),
+        )
+
+    def get(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """(ids, trained) of an example."""
+        inside = slice(self.starts[number], self.starts[number + 1])
+        return self.ids[inside], self.trained[inside]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -90,8 +110,8 @@ class Plan:
     """Which sizes share a row.
 
     Attributes:
-        order: int64 [n]; examples sorted by size, longest first.
-        groups: int64 [n]; group number of each place in `order`; examples of one group
+        order: int64 [n]; slot number at each place. Best-fit takes the longest first.
+        groups: int64 [n]; group number of each place in `order`; slots of one group
             have equal length and number of targets, so they may trade places.
         rows: for each row, the places in `order` that it holds.
         row_length: S.
@@ -109,18 +129,24 @@ class Plan:
         return len(self.rows)
 
 
+Packing = Literal["best_fit", "first_fit", "none"]
+
+
 def plan_rows(
     lengths: NDArray[np.int64],
     num_targets: NDArray[np.int64],
     row_length: int,
     *,
-    pack: bool = True,
+    packing: Packing = "best_fit",
 ) -> Plan:
-    """Best-fit decreasing over two capacities: tokens S, and target positions P.
+    """Bin packing with two capacities: tokens S, and target positions P.
 
     Rows stop at P, so the gather before the loss cannot overflow. Of a few values for P, from
     what a full row of average examples needs up to four times that, the plan takes the one
     whose rows cost least: a smaller P makes more rows, a larger one more unused slots.
+
+    Args:
+        packing: "best_fit" decreasing; "first_fit" in the order given; "none", a row each.
 
     Raises:
         InputError: if an example is longer than a row.
@@ -136,20 +162,39 @@ def plan_rows(
             "raise config.data.row_length or lower config.data.max_length"
         )
     order = np.lexsort((np.arange(len(lengths)), -num_targets, -lengths))
-    sizes = np.stack([lengths[order], num_targets[order]], axis=1)
-    changes = np.any(sizes[1:] != sizes[:-1], axis=1) if len(sizes) > 1 else np.zeros(0, bool)
-    groups = np.concatenate([[0], np.cumsum(changes)]).astype(np.int64)
-    if not pack:
+    groups = _groups(lengths[order], num_targets[order])
+    if packing == "first_fit":
+        groups = groups[np.argsort(order)]
+        order = np.arange(len(lengths))
+    if packing == "none":
         targets = int(num_targets.max(initial=1))
         return Plan(order, groups, tuple(np.arange(len(order))[:, None]), row_length, targets)
+    fit = _best_fit if packing == "best_fit" else _first_fit
+    sizes = np.stack([lengths[order], num_targets[order]], axis=1)
+    sample = sizes[:: max(1, len(sizes) // SAMPLE)]
+
+    def cost(row_targets: int) -> float:
+        num_rows = len(fit(sample, row_length, row_targets))
+        return num_rows * (row_length + row_targets * TARGET_COST)
+
+    row_targets = min(_room_for_targets(lengths, num_targets, row_length), key=cost)
+    return Plan(order, groups, fit(sizes, row_length, row_targets), row_length, row_targets)
+
+
+def _groups(lengths: NDArray[np.int64], num_targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers the runs of equal (length, targets)."""
+    changes = (np.diff(lengths) != 0) | (np.diff(num_targets) != 0)
+    return np.concatenate([[0], np.cumsum(changes)]).astype(np.int64)[: len(lengths)]
+
+
+def _room_for_targets(
+    lengths: NDArray[np.int64], num_targets: NDArray[np.int64], row_length: int
+) -> list[int]:
+    """Values for P that are worth a try, smallest first."""
     share = num_targets.sum() / max(lengths.sum(), 1)
-    plans = []
-    for spare in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
-        needed = min(int(np.ceil(row_length * share * spare)), row_length)
-        row_targets = max(needed, int(num_targets.max(initial=1)))
-        rows = _best_fit(sizes, row_length, row_targets)
-        plans.append(Plan(order, groups, rows, row_length, row_targets))
-    return min(plans, key=lambda p: p.num_rows * (row_length + p.row_targets * TARGET_COST))
+    most = int(num_targets.max(initial=1))
+    needed = (np.ceil(row_length * share * spare) for spare in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0))
+    return [max(min(int(count), row_length), most) for count in needed]
 
 
 def _best_fit(
@@ -190,12 +235,46 @@ def _last_with(open_rows: list[int], targets_left: list[int], targets: int) -> i
     return None
 
 
+def _first_fit(
+    sizes: NDArray[np.int64], row_length: int, row_targets: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Puts each size, in the order given, into the first row with room.
+
+    A binary tree over the rows holds, for each node, the most free tokens and the most free
+    targets of any row below it, so the first row is found without a walk over all.
+    """
+    width = 1 << max(len(sizes) - 1, 0).bit_length()
+    tokens, targets = [row_length] * (2 * width), [row_targets] * (2 * width)
+    rows: list[list[int]] = []
+
+    def find(node: int, length: int, count: int) -> int:
+        if tokens[node] < length or targets[node] < count:
+            return 0
+        if node >= width:
+            return node
+        return find(2 * node, length, count) or find(2 * node + 1, length, count)
+
+    for place, (length, count) in enumerate(sizes.tolist()):
+        node = find(1, length, count)
+        if node - width == len(rows):
+            rows.append([])
+        rows[node - width].append(place)
+        tokens[node] -= length
+        targets[node] -= count
+        while node > 1:
+            node //= 2
+            tokens[node] = max(tokens[2 * node], tokens[2 * node + 1])
+            targets[node] = max(targets[2 * node], targets[2 * node + 1])
+    return tuple(np.array(row, np.int64) for row in rows)
+
+
 def deal(plan: Plan, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """An epoch's order: (example in each place of the plan, plan row at each position).
+    """An epoch's order: (slot in each place of the plan, plan row at each position).
 
     Shuffled by a generator keyed with (seed, epoch), so nothing before it is computed.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     ties = rng.permutation(len(plan.order))
-    dealt = plan.order[np.lexsort((ties, plan.groups))]
+    dealt = np.empty_like(plan.order)
+    dealt[np.argsort(plan.groups, kind="stable")] = plan.order[np.lexsort((ties, plan.groups))]
     return dealt, rng.permutation(plan.num_rows)

@@ -1,45 +1,62 @@
-"""From records to examples: read, render, check, split, choose; and the card that counts it."""
+"""From records to examples: collect, select, mix; and the card that counts it."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from ift_jax.data.chat import Chat, Encoded, UnusableTurns
+from ift_jax.data.chat import Chat
+from ift_jax.data.collect import Collected, Source, collect, read_task
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
-from ift_jax.data.examples import (
-    Example,
-    from_conversations,
-    from_templates,
-    load_task_templates,
-)
+from ift_jax.data.examples import Example, load_task_templates
+from ift_jax.data.mixture import Slots, epoch_counts, make_slots
 from ift_jax.data.packing import Examples
 from ift_jax.data.records import Record, Rejected
-from ift_jax.data.sources import read_records
-from ift_jax.data.splits import assign_split, take_subset
-from ift_jax.data.templates import Template, lint
+from ift_jax.data.selection import select
+from ift_jax.data.shots import add_shots
+from ift_jax.data.store import Chosen, Store
+from ift_jax.data.templates import lint
 from ift_jax.errors import InputError
 
 LINT_RECORDS = 200
-_ELLIPSIS = " ... "
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's examples by split, and what was counted on the way."""
+    """A task's examples by split, and what was counted on the way.
+
+    Attributes:
+        removed: why -> how many records were removed.
+        missing_shots: of the training examples that drew shots, how many lack how many.
+    """
 
     config: TaskConfig
-    splits: Mapping[str, list[Example]]
-    rejected: list[Rejected] = field(default_factory=list)
+    splits: Mapping[str, Chosen]
+    rejected: Sequence[Rejected] = ()
     num_records: int = 0
-    num_duplicates: int = 0
+    removed: Mapping[str, int] = field(default_factory=dict)
     num_truncated: int = 0
+    missing_shots: Mapping[int, int] = field(default_factory=dict)
+
+
+class Mixed(NamedTuple):
+    """What an epoch of training holds.
+
+    Attributes:
+        tokens: the training examples of all tasks that are trained, one task behind the other.
+        slots: which of them an epoch takes.
+        names, sizes, counts: of each of these tasks, its examples, and how many an epoch takes.
+    """
+
+    tokens: Examples
+    slots: Slots
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,24 +73,79 @@ class DataSet:
 
     def tokens(self, split: str) -> Examples:
         """The same, tokenized, with what is trained marked."""
-        encoded = encode_examples(self.chat, self.examples(split))
-        return Examples.join([(e.ids, e.trained) for e in encoded])
+        parts = [task.splits[split].tokens() for task in self.tasks if task.splits[split]]
+        return Examples.concatenate(parts)
 
+    def mixed(self) -> Mixed:
+        """The training split as `config.mixture` mixes it.
 
-def encode_examples(chat: Chat, examples: Iterable[Example]) -> list[Encoded]:
-    """Token ids of examples and what of them is trained."""
-    return chat.encode_layouts(chat.layout(example.turns) for example in examples)
+        Raises:
+            InputError: as `epoch_counts`.
+        """
+        trained = [task for task in self.tasks if task.config.weight]
+        sizes, counts = self.counts()
+        tokens = Examples.concatenate([t.splits["train"].tokens() for t in trained])
+        slots = make_slots(tokens.lengths, tokens.num_targets, sizes, counts, self.config.seed)
+        return Mixed(tokens, slots, tuple(t.config.name for t in trained), sizes, counts)
+
+    def counts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(examples, how many of them an epoch takes) of each task that is trained."""
+        trained = [task for task in self.tasks if task.config.weight]
+        sizes = [len(task.splits["train"]) for task in trained]
+        counts = epoch_counts(
+            sizes,
+            self.config.mixture,
+            weights=[task.config.weight for task in trained],
+            replay=[task.config.replay for task in trained],
+        )
+        return tuple(sizes), tuple(counts)
 
 
 def build(config: DataConfig, chat: Chat) -> DataSet:
-    """Reads and prepares every task.
+    """Reads and prepares every task, in memory.
 
     Raises:
         InputError: for what concerns a whole file or template, and where more than
             `max_rejected` of a task's records were rejected. Single bad records are kept in
             `TaskData.rejected`.
     """
-    built = [_build_task(task, source, config, chat) for task, source in _sourced(config)]
+    store = Store()
+    collected = [
+        collect(task, source, config, chat, store) for task, source in sourced_tasks(config)
+    ]
+    return assemble(config, chat, store, collected)
+
+
+def assemble(
+    config: DataConfig, chat: Chat, store: Store, collected: Sequence[Collected]
+) -> DataSet:
+    """The data set of what was collected from each task.
+
+    Raises:
+        InputError: as `build`.
+    """
+    for task, found in zip(config.tasks, collected, strict=True):
+        _refuse_too_many(task, config, found)
+    selected = select(config.tasks, collected, config, lambda number: store[number].example.text)
+    built = []
+    for task, found, kept in zip(config.tasks, collected, selected, strict=True):
+        splits = {name: Chosen(store, kept.numbers[name]) for name in SPLITS}
+        missing: dict[int, int] = {}
+        if any(task.train_shots):
+            splits["train"], missing = add_shots(
+                task, splits["train"], chat, config.max_length, config.seed
+            )
+        built.append(
+            TaskData(
+                task,
+                splits,
+                [rejection for _, rejection in found.rejected],
+                found.num_records,
+                kept.removed,
+                int(found.index["truncated"].sum()),
+                missing,
+            )
+        )
     return DataSet(config, tuple(built), chat)
 
 
@@ -84,8 +156,8 @@ def lint_tasks(config: DataConfig) -> list[str]:
         InputError: as `build`.
     """
     findings = []
-    for task, source in _sourced(config):
-        rows = islice(_read(task, source), LINT_RECORDS)
+    for task, source in sourced_tasks(config):
+        rows = islice(read_task(task, source, task.split), LINT_RECORDS)
         records = [row.fields for row in rows if isinstance(row, Record)]
         columns = sorted({name for fields in records for name in fields})
         templates = {template.name: template for template in load_task_templates(task)}
@@ -93,7 +165,7 @@ def lint_tasks(config: DataConfig) -> list[str]:
     return findings
 
 
-def _sourced(config: DataConfig) -> list[tuple[TaskConfig, str | tuple[str, ...]]]:
+def sourced_tasks(config: DataConfig) -> list[tuple[TaskConfig, Source]]:
     """Each task with its source."""
     if not config.tasks:
         raise InputError("config.data.tasks: no task is given")
@@ -109,220 +181,87 @@ def _sourced(config: DataConfig) -> list[tuple[TaskConfig, str | tuple[str, ...]
     return list(zip(config.tasks, sources, strict=True))
 
 
-def _read(task: TaskConfig, source: str | tuple[str, ...]) -> Iterator[Record | Rejected]:
-    return read_records(
-        source,
-        file_format=task.file_format,
-        encoding=task.encoding,
-        columns=task.columns,
-        delimiter=task.delimiter,
-        quoted=task.quoted,
-        records_at=task.records_at,
-        line_pattern=task.line_pattern,
-        subset=task.subset,
-        split=task.split,
-    )
-
-
-def _build_task(
-    task: TaskConfig, source: str | tuple[str, ...], config: DataConfig, chat: Chat
-) -> TaskData:
-    templates = load_task_templates(task)
-    rejected: list[Rejected] = []
-    records: list[Record] = []
-    for row in _read(task, source):
-        rejected.append(row) if isinstance(row, Rejected) else records.append(row)
-    num_records = len(records) + len(rejected)
-    _refuse_missing_columns(task, templates, records, rejected)
-    if templates:
-        made = from_templates(task, templates, records, config.seed, rejected)
-    else:
-        made = from_conversations(task, records, rejected)
-    fitting, num_truncated = _fit(made, config, chat, rejected)
-    _refuse_too_many(task, config, num_records, rejected)
-    kept, num_duplicates = _without_repeats(fitting)
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    for example in kept:
-        splits[assign_split(example.key, task.fractions)].append(example)
-    for name in SPLITS:
-        splits[name] = _subset(task, name, splits[name], config.seed)
-    return TaskData(task, splits, rejected, num_records, num_duplicates, num_truncated)
-
-
-def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """The examples of records that say something new; how many do not.
-
-    Ordered by content, so that the order of the records decides nothing after it.
-    """
-    first_with: dict[str, str] = {}
-    for example in examples:
-        first_with.setdefault(example.content, example.origin)
-    first = set(first_with.values())
-    kept = [example for example in examples if example.origin in first]
-    num_repeats = len({example.origin for example in examples}) - len(first)
-    return sorted(kept, key=lambda example: example.content), num_repeats
-
-
-def _refuse_missing_columns(
-    task: TaskConfig,
-    templates: Sequence[Template],
-    records: Sequence[Record],
-    rejected: Sequence[Rejected],
-) -> None:
-    """A column that no record has is a mistake of the config, not of the records."""
-    if not records:
-        first = f"; first: {rejected[0].origin}: {rejected[0].detail}" if rejected else ""
-        raise InputError(f"task {task.name}: no record could be read{first}")
-    present = {name for record in records for name in record.fields}
-    asked = [(c, f"template {t.name!r}") for t in templates for c in sorted(t.columns)]
-    asked += [(c, "split_by") for c in task.split_by]
-    asked += [(task.balance_by, "balance_by")] if task.balance_by else []
-    for column, user in asked:
-        if column not in present:
-            raise InputError(
-                f"{records[0].origin}: no column {column!r}, which {user} of task {task.name} "
-                f"reads; there are {sorted(present)}"
-            )
-
-
-def _fit(
-    examples: Sequence[Example], config: DataConfig, chat: Chat, rejected: list[Rejected]
-) -> tuple[list[Example], int]:
-    """Drops, cuts or refuses examples over `max_length`, and those with special tokens as text."""
-    fitting, num_truncated = [], 0
-    clean, layouts = [], []
-    for example in examples:
-        texts = (*(m["content"] for m in example.messages), example.completion)
-        if token := chat.special_token_in(*texts):
-            detail = f"the text holds the special token {token!r}"
-            rejected.append(Rejected(example.origin, "special_token", detail))
-            continue
-        try:
-            layouts.append(chat.layout(example.turns))
-        except UnusableTurns as error:
-            rejected.append(Rejected(example.origin, "chat_template", str(error)))
-        else:
-            clean.append(example)
-    encoded = chat.encode_layouts(layouts)
-    # Ranking puts each choice behind the prompt, so there must be room for the longest.
-    counts = chat.count_tokens({choice for e in clean for choice in e.choices})
-    for example, tokens in zip(clean, encoded, strict=True):
-        more = [counts[choice] - counts[example.completion] for choice in example.choices]
-        room = config.max_length - max(more, default=0)
-        length = len(tokens.ids) + max(more, default=0)
-        if length <= config.max_length:
-            fitting.append(example)
-            continue
-        detail = f"{length} tokens, max_length is {config.max_length}"
-        if config.on_too_long == "error":
-            raise InputError(f"{example.origin}: {detail}; see config.data.on_too_long")
-        cut = None
-        if config.on_too_long == "truncate":
-            cut = _truncated(example, tokens, room, chat)
-        if cut is None:
-            rejected.append(Rejected(example.origin, "too_long", detail))
-        else:
-            fitting.append(cut)
-            num_truncated += 1
-    return fitting, num_truncated
-
-
-def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -> Example | None:
-    """Cuts the middle of the last user turn until the example fits; None if it cannot."""
-    if not example.messages:
-        return None
-    content = example.messages[-1]["content"]
-    for margin in (4, 12, 40):
-        start = tokens.text.rfind(content)
-        inside = np.flatnonzero(
-            (tokens.spans[:, 0] >= start) & (tokens.spans[:, 1] <= start + len(content))
-        )
-        excess = len(tokens.ids) - max_length + margin
-        if start < 0 or len(inside) <= excess:
-            return None
-        middle = (len(inside) - excess) // 2
-        first = int(tokens.spans[inside[middle], 0]) - start
-        last = int(tokens.spans[inside[middle + excess - 1], 1]) - start
-        shorter = content[:first].rstrip() + _ELLIPSIS + content[last:].lstrip()
-        messages = (*example.messages[:-1], {**example.messages[-1], "content": shorter})
-        shortened = example.with_messages(messages)
-        if len(encode_examples(chat, [shortened])[0].ids) <= max_length:
-            return shortened
-    return None
-
-
-def _refuse_too_many(
-    task: TaskConfig, config: DataConfig, num_records: int, rejected: Sequence[Rejected]
-) -> None:
-    bad = len({r.origin for r in rejected})
-    if bad > config.max_rejected * num_records:
-        first = rejected[0]
+def _refuse_too_many(task: TaskConfig, config: DataConfig, found: Collected) -> None:
+    bad = len({rejection.origin for _, rejection in found.rejected})
+    if bad > config.max_rejected * found.num_records:
+        first = found.rejected[0][1]
         raise InputError(
-            f"task {task.name}: {bad} of {num_records} records were rejected, more than "
+            f"task {task.name}: {bad} of {found.num_records} records were rejected, more than "
             f"config.data.max_rejected={config.max_rejected}; first: {first.origin}: "
             f"{first.reason}: {first.detail}"
         )
 
 
-def _subset(task: TaskConfig, split: str, examples: list[Example], seed: int) -> list[Example]:
-    """The split's first `size` records in hash order, with all their templates."""
-    by_origin: dict[str, list[Example]] = {}
-    for example in examples:
-        by_origin.setdefault(example.origin, []).append(example)
-    groups = list(by_origin.values())
-    if task.size(split) > len(groups):
-        raise InputError(
-            f"config.data.tasks: {task.name}.{split}_size is {task.size(split)}, "
-            f"but the split has {len(groups)} records"
-        )
-    balance = bool(task.balance_by and task.size(split))
-    try:
-        chosen = take_subset(
-            [group[0].key for group in groups],
-            task.size(split) or len(groups),
-            labels=[group[0].label for group in groups],
-            balance=balance,
-            seed=seed,
-        )
-    except InputError as error:
-        raise InputError(f"config.data.tasks: {task.name}.{split}_size: {error}") from error
-    return [example for index in chosen for example in groups[index]]
-
-
 def card(data: DataSet) -> dict[str, Any]:
-    """Counts and hashes per task and split, as data/card.json holds them."""
-    return {
-        "max_length": data.config.max_length,
-        "tasks": {task.config.name: _task_card(task, data.chat) for task in data.tasks},
-    }
+    """Counts and hashes per task and split, and the mixture, as data/card.json holds them."""
+    tasks = {task.config.name: _task_card(task) for task in data.tasks}
+    return {"max_length": data.config.max_length, "tasks": tasks, "mixture": _mixture(data, tasks)}
 
 
-def _task_card(task: TaskData, chat: Chat) -> dict[str, Any]:
+def _mixture(data: DataSet, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """What an epoch takes of each task that is trained; {} if nothing is."""
+    if not all(task.splits["train"] for task in data.tasks if task.config.weight):
+        return {}
+    sizes, counts = data.counts()
+    names = [task.config.name for task in data.tasks if task.config.weight]
+    per_task = {}
+    for name, size, count in zip(names, sizes, counts, strict=True):
+        train = tasks[name]["splits"]["train"]
+        per_task[name] = {
+            "examples": size,
+            "drawn": count,
+            "epochs": count / size,
+            "share": count / sum(counts),
+            "tokens": round(train["tokens"] * count / size),
+            "trained_tokens": round(train["trained_tokens"] * count / size),
+        }
+    for kind in ("tokens", "trained_tokens"):
+        total = max(sum(task[kind] for task in per_task.values()), 1)
+        for task in per_task.values():
+            task[f"share_of_{kind}"] = task[kind] / total
+    return {"examples": sum(counts), "tasks": per_task}
+
+
+def _task_card(task: TaskData) -> dict[str, Any]:
     return {
         "config": asdict(task.config),
         "records": task.num_records,
         "rejected": dict(Counter(r.reason for r in task.rejected)),
-        "duplicates": task.num_duplicates,
+        **task.removed,
         "truncated": task.num_truncated,
-        "splits": {name: _split_card(task.splits[name], chat) for name in SPLITS},
+        "missing_shots": {str(lack): count for lack, count in task.missing_shots.items()},
+        "splits": {name: _split_card(task.splits[name]) for name in SPLITS},
     }
 
 
-def _split_card(examples: Sequence[Example], chat: Chat) -> dict[str, Any]:
-    encoded = encode_examples(chat, examples)
+def _split_card(examples: Chosen) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
-    for e in examples:
-        content = [[m["content"] for m in e.messages], e.completion]
-        digest.update(json.dumps(content).encode())
-    choices = Counter(e.completion for e in examples if e.choices)
+    records = tokens = trained = longest = 0
+    before = ""
+    templates: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    shots: Counter[int] = Counter()
+    for number in range(len(examples)):
+        e, ids, is_trained = examples.stored(number)
+        digest.update(json.dumps([[m["content"] for m in e.messages], e.completion]).encode())
+        records += e.origin != before  # a record's examples stand together
+        before = e.origin
+        tokens += len(ids)
+        trained += int(is_trained.sum())
+        longest = max(longest, len(ids))
+        templates[e.template] += 1
+        shots[e.shots] += 1
+        if e.choices:
+            answers[e.completion] += 1
     return {
-        "records": len({e.origin for e in examples}),
+        "records": records,
         "examples": len(examples),
-        "tokens": int(sum(len(e.ids) for e in encoded)),
-        "trained_tokens": int(sum(e.trained.sum() for e in encoded)),
-        "longest": int(max((len(e.ids) for e in encoded), default=0)),
-        "templates": dict(Counter(e.template for e in examples)),
-        "answers": dict(sorted(choices.items())),
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "longest": longest,
+        "templates": dict(templates),
+        "shots": {str(count): shots[count] for count in sorted(shots)},
+        "answers": dict(sorted(answers.items())),
         "content_hash": digest.hexdigest(),
     }
 

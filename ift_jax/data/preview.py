@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ift_jax.data.chat import Encoded
-from ift_jax.data.pipeline import DataSet, encode_examples
+from ift_jax.data.fitting import encode_examples
+from ift_jax.data.pipeline import DataSet
 
 _COLOUR, _PLAIN = "\033[1;32m", "\033[0m"
 

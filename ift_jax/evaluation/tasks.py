@@ -9,7 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ift_jax.data.chat import Message
-from ift_jax.data.pipeline import DataSet, Example, TaskData
+from ift_jax.data.examples import Example
+from ift_jax.data.pipeline import DataSet, TaskData
+from ift_jax.data.shots import solved
 from ift_jax.data.splits import take_subset
 from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import Sampling, generate
@@ -148,10 +150,7 @@ def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Mess
     keys = [f"{e.key} {e.origin}" for e in pool]
     chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
     # Classes would come in their own order; exemplars in the order of their keys do not.
-    turns: list[Message] = []
-    for index in sorted(chosen, key=lambda i: keys[i]):
-        turns += [*pool[index].messages, {"role": "assistant", "content": pool[index].completion}]
-    return turns
+    return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))
 
 
 def _predict(

@@ -146,14 +146,15 @@ class Packed(NamedTuple):
 
 
 def pack_split(
-    config: RunConfig, data: pipeline.DataSet, split: str, *, num_epochs: float, shuffle: bool
+    config: RunConfig, data: pipeline.DataSet, split: str, *, num_epochs: float
 ) -> Packed:
     """Tokenizes and packs a split.
 
     Raises:
         InputError: if it has no example, or one that a row has no room for.
     """
-    examples = data.tokens(split)
+    mixed = data.mixed() if split == "train" else None
+    examples = mixed.tokens if mixed else data.tokens(split)
     shared = examples.common_prefix() if config.data.share_prefix else np.zeros(0, np.int32)
     # Several examples should fit a row, but a generous max_length alone need not cost memory.
     longest = min(config.data.max_length, 4 * int(examples.lengths.max()))
@@ -162,9 +163,10 @@ def pack_split(
         examples,
         length,
         seed=config.train.seed,
-        pack=config.data.pack,
-        shuffle=shuffle,
+        packing=config.data.packing if config.data.pack else "none",
+        shuffle=split == "train",
         prefix=len(shared),
+        slots=mixed.slots if mixed else None,
     )
     return Packed(Batches(source, config.train.batch_size, num_epochs), jnp.asarray(shared))
 
@@ -183,7 +185,6 @@ def fit(
         data,
         "train",
         num_epochs=0 if settings.num_steps else settings.num_epochs,
-        shuffle=True,
     )
     num_steps = settings.num_steps or packed.batches.num_steps
     optimizer = make_optimizer(config.optimizer, num_steps)
@@ -199,7 +200,7 @@ def fit(
     first = int(state.step)
     validation = None
     if data.examples("validation"):
-        validation = pack_split(config, data, "validation", num_epochs=1, shuffle=False)
+        validation = pack_split(config, data, "validation", num_epochs=1)
     schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
     print(

@@ -9,6 +9,7 @@ from conftest import make_tokenizer
 from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import DataConfig, TaskConfig
+from ift_jax.data.fitting import encode_examples
 from ift_jax.errors import InputError
 
 USER = {"role": "user", "content": "Name a colour."}
@@ -117,7 +118,7 @@ def test_equal_questions_land_in_one_split_and_repeats_are_dropped(chat, tmp_pat
     assert len(homes) == 40
     assert all(len(splits) == 1 for splits in homes.values())
     assert sum(len(data.examples(s)) for s in ("train", "validation", "test")) == 80
-    assert data.tasks[0].num_duplicates == 80
+    assert data.tasks[0].removed["duplicates"] == 80
 
 
 def test_an_unknown_format_names_the_field():
@@ -144,6 +145,6 @@ def test_real_instruction_sets_become_examples(chat, shared_data, source, option
     made = sum(card["splits"][split]["examples"] for split in card["splits"])
     assert made > 100
     for example in data.examples("test")[:50]:
-        (encoded,) = pipeline.encode_examples(chat, [example])
+        (encoded,) = encode_examples(chat, [example])
         last = chat.tokenizer.decode(encoded.ids[encoded.trained])
         assert last.endswith(example.completion + chat.end_of_turn)

@@ -129,7 +129,7 @@ def test_planning_many_examples_takes_seconds():
 
 def test_without_packing_every_example_has_a_row_of_its_own():
     examples = make_examples([(3, 1), (5, 4), (2, 2)])
-    plan = plan_rows(examples.lengths, examples.num_targets, ROW, pack=False)
+    plan = plan_rows(examples.lengths, examples.num_targets, ROW, packing="none")
     assert sorted(plan.order[row].tolist() for row in plan.rows) == [[0], [1], [2]]
     assert plan.row_targets == 4
 

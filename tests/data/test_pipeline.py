@@ -144,7 +144,7 @@ def test_a_group_stays_together_and_loses_nothing(folder):
     }
     assert sum(len(found) for found in titles.values()) == 7
     assert sum(len(data.examples(split)) for split in SPLITS) == 70
-    assert data.tasks[0].num_duplicates == 0
+    assert data.tasks[0].removed["duplicates"] == 0
 
 
 def test_splits_stay_when_records_are_shuffled(folder):
@@ -278,7 +278,7 @@ def test_a_column_that_no_record_has_is_refused(folder):
 def test_repeats_are_dropped_and_counted_as_records(folder, choice):
     task = {"template_names": (), "template_choice": choice}
     data = folder.build([*reviews(50), *reviews(20)], task=task)
-    assert data.tasks[0].num_duplicates == 20
+    assert data.tasks[0].removed["duplicates"] == 20
     origins = {e.origin for split in SPLITS for e in data.examples(split)}
     assert len(origins) == 50
 

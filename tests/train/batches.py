@@ -28,5 +28,5 @@ def packed_batch(examples: Examples, row_length: int = 48, rows: int = 8) -> Bat
 
 def unpacked_batch(examples: Examples, row_length: int = 48) -> Batch:
     """All examples, one a row."""
-    source = RowSource(examples, row_length, seed=0, pack=False, shuffle=False)
+    source = RowSource(examples, row_length, seed=0, packing="none", shuffle=False)
     return Batches(source, len(examples.lengths), 1)[0]

@@ -190,7 +190,7 @@ def curve_equals_torch(folder, tmp_path, *, rows, steps, rate, row_length=512):
     tree = run_tree(folder, data__max_length=row_length)
     data = pipeline.build(build_run_config(tree).data, model.chat)
     examples = data.tokens("train")
-    source = RowSource(examples, row_length, seed=0, pack=False)
+    source = RowSource(examples, row_length, seed=0, packing="none")
     batches = Batches(source, rows, 0)
     config = OptimizerConfig(
         peak_lr=rate, warmup_steps=0, schedule="constant", weight_decay=0.01, clip_norm=1.0

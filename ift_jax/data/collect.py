@@ -1,0 +1,239 @@
+"""First half of a build: records become tokenized examples in a store, chunk by chunk.
+
+What the second half decides by (digests, lengths, labels) goes into an index of numbers, so that
+neither half needs more memory for a larger set than about a hundred bytes an example. Several
+hosts can each take their part of the chunks; joined, the parts are what one host would make.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ift_jax.data.chat import Chat
+from ift_jax.data.config import DataConfig, TaskConfig
+from ift_jax.data.examples import (
+    conversation_format,
+    from_conversations,
+    from_templates,
+    load_task_templates,
+)
+from ift_jax.data.fitting import Fitted, fit_examples
+from ift_jax.data.records import Record, Rejected
+from ift_jax.data.sources import read_records
+from ift_jax.data.store import Store
+from ift_jax.data.templates import Template
+from ift_jax.errors import InputError
+
+CHUNK = 2048  # records; what one host takes at a time
+INDEX = np.dtype(
+    [
+        ("number", "i8"),  # in the store
+        ("record", "i8"),  # chunk * 2^32 + place in it: the order of the source
+        ("content", ">u8", 2),
+        ("key", ">u8", 2),
+        ("group", ">u8", 2),
+        ("label", "i4"),  # in Collected.labels
+        ("own_split", "i1"),  # in OWN_SPLITS
+        ("length", "i4"),
+        ("num_targets", "i4"),
+        ("truncated", "?"),
+    ]
+)
+OWN_SPLITS = ("", "validation", "test")  # "" is split by digest
+
+
+@dataclass
+class Collected:
+    """One task's examples as numbers, and what was counted.
+
+    Attributes:
+        index: INDEX [n], in the order of the source.
+        labels: the values that `index["label"]` points at.
+        rejected: (chunk, rejection).
+        num_records: of the whole source, whatever part of it was taken.
+        columns: of all records of the source.
+        first_origin: of the first record.
+    """
+
+    index: NDArray[Any] = field(default_factory=lambda: np.zeros(0, INDEX))
+    labels: list[str] = field(default_factory=list)
+    rejected: list[tuple[int, Rejected]] = field(default_factory=list)
+    num_records: int = 0
+    columns: set[str] = field(default_factory=set)
+    first_origin: str = ""
+
+
+Source = str | tuple[str, ...]
+
+
+def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record | Rejected]:
+    """The records of a task's source, with `-` in their columns' names made `_`.
+
+    A template cannot name a column with `-`; promptsource's readers replace it too.
+    """
+    for row in read_records(
+        source,
+        file_format=task.file_format,
+        encoding=task.encoding,
+        columns=task.columns,
+        delimiter=task.delimiter,
+        quoted=task.quoted,
+        records_at=task.records_at,
+        line_pattern=task.line_pattern,
+        subset=task.subset,
+        split=split,
+    ):
+        if isinstance(row, Record) and any("-" in name for name in row.fields):
+            yield Record(_renamed(row.fields), row.origin)
+        else:
+            yield row
+
+
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {name.replace("-", "_"): value for name, value in fields.items()}
+    return renamed if len(renamed) == len(fields) else dict(fields)
+
+
+def task_sources(task: TaskConfig, source: Source) -> list[tuple[str, Source, str]]:
+    """(split that it is for, source, the hub's name of the split) of each source of a task."""
+    found = [("", source, task.split)]
+    for split in ("validation", "test"):
+        if task.has_own(split):
+            own = getattr(task, f"{split}_source") or source
+            found.append((split, own, getattr(task, f"{split}_split")))
+    return found
+
+
+def collect(
+    task: TaskConfig,
+    source: Source,
+    config: DataConfig,
+    chat: Chat,
+    store: Store,
+    part: tuple[int, int] = (0, 1),
+) -> Collected:
+    """Reads, renders and tokenizes a task; its examples go to the store.
+
+    Args:
+        part: (i, n): takes chunks i, i + n, i + 2 n, ... only.
+
+    Raises:
+        InputError: for what concerns a whole file or template, or all records.
+    """
+    templates = load_task_templates(task)
+    found = Collected()
+    label_codes: dict[str, int] = {}
+    pieces = [np.zeros(0, INDEX)]
+    fmt, chunk = "", 0
+    for split, where, hub_split in task_sources(task, source):
+        rows = read_task(task, where, hub_split)
+        while taken := list(islice(rows, CHUNK)):
+            records = [row for row in taken if isinstance(row, Record)]
+            found.num_records += len(taken)
+            for record in records:
+                found.columns.update(record.fields)
+            if records and not found.first_origin:
+                found.first_origin = records[0].origin
+                fmt = "" if templates else conversation_format(task, records[0])
+            if chunk % part[1] == part[0]:
+                rejected = [row for row in taken if isinstance(row, Rejected)]
+                if templates:
+                    made = from_templates(task, templates, records, config.seed, rejected)
+                else:
+                    made = from_conversations(task, fmt, records, rejected)
+                fitted = fit_examples(made, config, chat, rejected)
+                pieces.append(_index(fitted, chunk, split, label_codes, store))
+                found.rejected += [(chunk, one) for one in rejected]
+            chunk += 1
+    found.index = np.concatenate(pieces)
+    found.labels = list(label_codes)
+    _refuse_missing_columns(task, templates, found)
+    return found
+
+
+def _index(
+    fitted: Sequence[Fitted], chunk: int, split: str, label_codes: dict[str, int], store: Store
+) -> NDArray[Any]:
+    index = np.zeros(len(fitted), INDEX)
+    places: dict[str, int] = {}
+    own = OWN_SPLITS.index(split)
+    rows = []
+    for example, tokens, truncated in fitted:
+        rows.append(
+            (
+                store.append(example, tokens),
+                chunk << 32 | places.setdefault(example.origin, len(places)),
+                _halves(example.content),
+                _halves(example.key),
+                _halves(example.group),
+                label_codes.setdefault(example.label, len(label_codes)),
+                own,
+                len(tokens.ids),
+                int(tokens.trained[1:].sum()),
+                truncated,
+            )
+        )
+    index[:] = rows
+    return index
+
+
+def _halves(digest: str) -> tuple[int, int]:
+    return int(digest[:16], 16), int(digest[16:], 16)
+
+
+def hex_digest(halves: NDArray[Any]) -> str:
+    """The digest that an index holds as two numbers."""
+    return halves.tobytes().hex()
+
+
+def _refuse_missing_columns(
+    task: TaskConfig, templates: Sequence[Template], found: Collected
+) -> None:
+    """A column that no record has is a mistake of the config, not of the records."""
+    if not found.first_origin:
+        first = found.rejected[0][1] if found.rejected else None
+        detail = f"; first: {first.origin}: {first.detail}" if first else ""
+        raise InputError(f"task {task.name}: no record could be read{detail}")
+    asked = [(c, f"template {t.name!r}") for t in templates for c in sorted(t.columns)]
+    asked += [(c, "split_by") for c in task.split_by]
+    asked += [(c, "group_by") for c in task.group_by]
+    asked += [
+        (column, name) for name in ("balance_by", "stratify_by") if (column := getattr(task, name))
+    ]
+    for column, user in asked:
+        if column not in found.columns:
+            raise InputError(
+                f"{found.first_origin}: no column {column!r}, which {user} of task {task.name} "
+                f"reads; there are {sorted(found.columns)}"
+            )
+
+
+def join_parts(parts: Sequence[Collected], firsts: Sequence[int]) -> Collected:
+    """One task's parts as one host would have collected them.
+
+    Args:
+        parts: of n hosts, in any order.
+        firsts: what to add to each part's numbers in the store.
+    """
+    labels = list(dict.fromkeys(label for part in parts for label in part.labels))
+    codes = {label: code for code, label in enumerate(labels)}
+    indices = []
+    for part, first in zip(parts, firsts, strict=True):
+        index = part.index.copy()
+        index["number"] += first
+        if len(index):
+            index["label"] = np.array([codes[label] for label in part.labels])[index["label"]]
+        indices.append(index)
+    index = np.concatenate(indices)
+    return Collected(
+        index=index[np.argsort(index["record"], kind="stable")],
+        labels=labels,
+        rejected=sorted((r for part in parts for r in part.rejected), key=lambda pair: pair[0]),
+        num_records=parts[0].num_records,
+        columns=parts[0].columns,
+        first_origin=parts[0].first_origin,
+    )

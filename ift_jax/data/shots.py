@@ -1,0 +1,101 @@
+"""Training examples with solved examples before them, as a few-shot prompt has them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ift_jax.data.chat import Chat, Encoded, Message
+from ift_jax.data.config import TaskConfig
+from ift_jax.data.examples import Example
+from ift_jax.data.fitting import encode_examples
+from ift_jax.data.store import Chosen
+
+_CHUNK = 2048  # prompts that are tokenized at a time
+
+
+def solved(examples: Sequence[Example]) -> tuple[Message, ...]:
+    """Examples with their answers, as turns of a chat; without shots of their own."""
+    return tuple(
+        turn
+        for e in examples
+        for turn in (*e.messages[e.own_turns :], {"role": "assistant", "content": e.completion})
+    )
+
+
+def add_shots(
+    task: TaskConfig, train: Chosen, chat: Chat, max_length: int, seed: int
+) -> tuple[Chosen, dict[int, int]]:
+    """The training split with solved examples before those that draw some.
+
+    Each example draws one of `train_shots`, and that many others of the split and of its own
+    template, by a hash of its content. As many of them stand before it as `max_length` has room
+    for.
+
+    Returns:
+        The split, and of the examples that drew shots, how many lack how many of them.
+    """
+    by_template: dict[str, list[int]] = {}
+    for number, example in enumerate(train):
+        by_template.setdefault(example.template, []).append(number)
+    numbers = train.numbers.copy()
+    missing: Counter[int] = Counter()
+    for first in range(0, len(train), _CHUNK):
+        asked: dict[int, int] = {}
+        waiting: dict[int, tuple[Example, list[Example]]] = {}
+        for number in range(first, min(first + _CHUNK, len(train))):
+            example = train[number]
+            rng = _generator(example, seed)
+            count = int(rng.choice(task.train_shots))
+            if count and not example.turns.plain:
+                asked[number] = count
+                pool = by_template[example.template]
+                waiting[number] = example, _drawn(example, train, pool, count, rng)
+        for number, example, tokens in _fitting(waiting, chat, max_length):
+            missing[asked[number] - example.shots] += 1
+            if example.shots:
+                numbers[number] = train.store.append(example, tokens)
+    return Chosen(train.store, numbers), dict(sorted(missing.items()))
+
+
+def _generator(example: Example, seed: int) -> np.random.Generator:
+    text = f"{seed} {example.content} {example.template}"
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+
+def _drawn(
+    example: Example, train: Chosen, pool: list[int], count: int, rng: np.random.Generator
+) -> list[Example]:
+    """`count` others of the pool, or as many as there are."""
+    wanted = min(count + 1, len(pool))
+    picked = [train[pool[i]] for i in rng.choice(len(pool), wanted, replace=False)]
+    return [other for other in picked if other.origin != example.origin][:count]
+
+
+def _fitting(
+    waiting: dict[int, tuple[Example, list[Example]]], chat: Chat, max_length: int
+) -> Iterator[tuple[int, Example, Encoded]]:
+    """Each example behind as many of its shots as fit."""
+    while waiting:
+        made = [_behind(example, shots) for example, shots in waiting.values()]
+        longer: dict[int, tuple[Example, list[Example]]] = {}
+        for number, example, tokens in zip(
+            list(waiting), made, encode_examples(chat, made), strict=True
+        ):
+            if len(tokens.ids) <= max_length or not example.shots:
+                yield number, example, tokens
+            else:
+                alone, shots = waiting[number]
+                longer[number] = alone, shots[:-1]
+        waiting = longer
+
+
+def _behind(example: Example, shots: Iterable[Example]) -> Example:
+    shots = list(shots)
+    before = solved(shots)
+    earlier = tuple(number + len(before) for number in example.turns.earlier)
+    turns = example.turns._replace(messages=(*before, *example.messages), earlier=earlier)
+    return replace(example, turns=turns, shots=len(shots), own_turns=len(before))
