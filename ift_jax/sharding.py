@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ift_jax.batch import Batch
 from ift_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -93,6 +94,14 @@ def param_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over the data and fsdp axes."""
     return NamedSharding(mesh, spec(("rows",)))
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """This host's rows of a batch as part of the global batch, [B, ...] over all hosts."""
+    sharding = row_sharding(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+    )
 
 
 def num_row_shards(mesh: Mesh) -> int:

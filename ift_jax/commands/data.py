@@ -1,10 +1,14 @@
-"""ift data --config=C [--preview=N] [--lint]: builds the data set and prints its card.
+"""ift data --config=C [--preview=N] [--lint] [--output=DIR [--part=i/n]]: builds the data set.
 
-With --lint, it judges the tasks' templates by their text and by the first records instead.
-The preview shows whole training examples; what is trained stands in brackets, in colour on
-a terminal, or token by token with --tokens.
+Prints its card. With --lint, it judges the tasks' templates by their text and by the first
+records instead. The preview shows whole training examples; what is trained stands in
+brackets, in colour on a terminal, or token by token with --tokens.
+
+With --output, it writes the tokenized and packed set, for config.data.prepared. Several hosts,
+or processes, that see the same folder can share the work, each with its --part=i/n, i from 0.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from absl import flags
 from ift_jax.commands.config_flag import define_config_flag, run_config
 from ift_jax.data import pipeline
 from ift_jax.data.preview import card_text, preview
+from ift_jax.errors import InputError
 
 _CONFIG = define_config_flag()
 _PREVIEW = flags.DEFINE_integer("preview", 0, "How many training examples to show.", 0)
@@ -20,7 +25,8 @@ _TOKENS = flags.DEFINE_bool("tokens", False, "Show the preview token by token.")
 _LINT = flags.DEFINE_bool(
     "lint", False, "Judge the templates instead; status 1 if any is doubtful."
 )
-_OUTPUT = flags.DEFINE_string("output", "", "Folder for card.json and rejected.jsonl.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder for the prepared data set and its card.")
+_PART = flags.DEFINE_string("part", "0/1", "With --output: this process's part, such as 0/4.")
 
 
 def main(_: list[str]) -> None:
@@ -30,10 +36,31 @@ def main(_: list[str]) -> None:
         findings = pipeline.lint_tasks(config.data)
         print("\n".join(findings) or "nothing doubtful")
         sys.exit(1 if findings else 0)
+    from ift_jax.data.prepared import prepare
     from ift_jax.language_model import load_chat
 
-    data = pipeline.build(config.data, load_chat(config.model.path))
-    card = pipeline.write_card(data, Path(_OUTPUT.value)) if _OUTPUT.value else pipeline.card(data)
-    print(card_text(card))
-    for text in preview(data, _PREVIEW.value, tokens=_TOKENS.value, colour=sys.stdout.isatty()):
-        print(f"\n{text}")
+    chat = load_chat(config.model.path)
+    part = _part(_PART.value)
+    data = None
+    if _OUTPUT.value:
+        card = prepare(config.data, chat, Path(_OUTPUT.value), part)
+    else:
+        data = pipeline.build(config.data, chat)
+        card = pipeline.card(data)
+    if card:
+        print(card_text(card))
+    if _PREVIEW.value:
+        data = data or pipeline.build(config.data, chat)
+        colour = sys.stdout.isatty()
+        for text in preview(data, _PREVIEW.value, tokens=_TOKENS.value, colour=colour):
+            print(f"\n{text}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not part[0] < part[1]:
+        raise InputError(f"--part={text}: expected i/n with i from 0 to n - 1, such as 0/4")
+    if part[1] > 1 and not _OUTPUT.value:
+        raise InputError(f"--part={text}: needs --output, the folder that all parts write to")
+    return part

@@ -34,7 +34,7 @@ def main(_: list[str]) -> None:
         raise InputError("--shots: expected numbers of 0 or more")
     import jax
 
-    from ift_jax.data import pipeline
+    from ift_jax.data.prepared import load_data
     from ift_jax.evaluation.tasks import evaluate, majority_rows
     from ift_jax.language_model import is_workdir, load_pretrained, locate
     from ift_jax.report.table import results_table
@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
         model = load_pretrained(
             path, dtype=config.model.dtype, param_dtype=config.model.param_dtype, mesh=mesh
         )
-        data = pipeline.build(config.data, model.chat)
+        data = load_data(config.data, model.chat)
         name = _NAME.value or ("tuned" if is_tuned else "base")
         rows = majority_rows(data, config.evaluation, split=_SPLIT.value) + evaluate(
             model, data, config.evaluation, name=name, split=_SPLIT.value, shots=shots, mesh=mesh

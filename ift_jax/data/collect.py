@@ -33,13 +33,11 @@ INDEX = np.dtype(
     [
         ("number", "i8"),  # in the store
         ("record", "i8"),  # chunk * 2^32 + place in it: the order of the source
-        ("content", ">u8", 2),
-        ("key", ">u8", 2),
-        ("group", ">u8", 2),
+        ("content", "u8", 2),
+        ("key", "u8", 2),
+        ("group", "u8", 2),
         ("label", "i4"),  # in Collected.labels
         ("own_split", "i1"),  # in OWN_SPLITS
-        ("length", "i4"),
-        ("num_targets", "i4"),
         ("truncated", "?"),
     ]
 )
@@ -172,8 +170,6 @@ def _index(
                 _halves(example.group),
                 label_codes.setdefault(example.label, len(label_codes)),
                 own,
-                len(tokens.ids),
-                int(tokens.trained[1:].sum()),
                 truncated,
             )
         )
@@ -187,7 +183,7 @@ def _halves(digest: str) -> tuple[int, int]:
 
 def hex_digest(halves: NDArray[Any]) -> str:
     """The digest that an index holds as two numbers."""
-    return halves.tobytes().hex()
+    return f"{int(halves[0]):016x}{int(halves[1]):016x}"
 
 
 def _refuse_missing_columns(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
 from ift_jax.data.mixture import Slots
-from ift_jax.data.packing import Examples, Packing, Plan, deal, plan_rows
+from ift_jax.data.packing import Packing, Plan, Tokens, deal, plan_rows
 from ift_jax.errors import InputError
 
 
@@ -33,7 +33,7 @@ class Rows(Protocol):
 
 
 class RowSource:
-    """Rows of examples that are in memory.
+    """Rows packed from examples.
 
     `prefix` leading tokens, the same in all examples, stay out of the rows; positions count on
     from them. Row r is row r % rows_per_epoch of epoch r // rows_per_epoch.
@@ -44,7 +44,7 @@ class RowSource:
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Tokens,
         row_length: int,
         *,
         seed: int,

@@ -8,7 +8,7 @@ in every epoch, and row r is a pure function of (seed, r).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,53 @@ TARGET_COST = 0.25
 SAMPLE = 4096
 
 
-class Examples(NamedTuple):
-    """Tokenized examples, one behind the other.
+class Tokens:
+    """Tokenized examples by number, wherever they are kept."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per example."""
+        raise NotImplementedError
+
+    @property
+    def num_targets(self) -> NDArray[np.int64]:
+        """Targets per example. The first token has no position that predicts it."""
+        raise NotImplementedError
+
+    def get(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """(ids, trained) of an example; trained is True where the token is a target."""
+        raise NotImplementedError
+
+    def without(self, prefix: int) -> "Tokens":
+        """The same examples with their first `prefix` tokens left out."""
+        raise NotImplementedError
+
+    def common_prefix(self) -> NDArray[np.int32]:
+        """The tokens that all examples begin with, up to the first target of any.
+
+        A handful is not worth a place of its own, so the result has MIN_PREFIX tokens or none.
+        """
+        prefix = self.get(0)[0]
+        shared = len(prefix)
+        for number in range(len(self.lengths)):
+            ids, trained = self.get(number)
+            first_target = int(np.argmax(trained)) if trained.any() else len(ids)
+            # The last token before a target must stay in the row: it predicts that target.
+            shared = max(min(shared, first_target - 1, len(ids) - 1), 0)
+            differs = np.flatnonzero(ids[:shared] != prefix[:shared])
+            shared = int(differs[0]) if len(differs) else shared
+            if shared < MIN_PREFIX:
+                return prefix[:0]
+        return prefix[:shared]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Tokens):
+    """Tokenized examples in memory, one behind the other.
 
     Attributes:
         ids: int32 [total tokens].
-        trained: bool [total tokens]; True where the token is a target.
+        trained: bool [total tokens].
         starts: int64 [n + 1]; example i is ids[starts[i]:starts[i + 1]].
     """
 
@@ -48,21 +89,7 @@ class Examples(NamedTuple):
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         )
 
-    @staticmethod
-    def concatenate(sets: "Sequence[Examples]") -> "Examples":
-        """Several sets, one behind the other."""
-        if not sets:
-            raise InputError("no example is left to train on")
-        ends = np.cumsum([0] + [len(one.ids) for one in sets])
-        starts = [one.starts[:-1] + end for one, end in zip(sets, ends[:-1], strict=True)]
-        return Examples(
-            np.concatenate([one.ids for one in sets]),
-            np.concatenate([one.trained for one in sets]),
-            np.concatenate([*starts, ends[-1:]]).astype(np.int64),
-        )
-
     def get(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """(ids, trained) of an example."""
         inside = slice(self.starts[number], self.starts[number + 1])
         return self.ids[inside], self.trained[inside]
 
@@ -72,31 +99,12 @@ class Examples(NamedTuple):
 
     @property
     def num_targets(self) -> NDArray[np.int64]:
-        """Targets per example. The first token has no position that predicts it."""
         counted = self.trained.astype(np.int64)
         counted[self.starts[:-1]] = 0
         sums = np.concatenate([[0], np.cumsum(counted)])
         return sums[self.starts[1:]] - sums[self.starts[:-1]]
 
-    def common_prefix(self) -> NDArray[np.int32]:
-        """The tokens that all examples begin with, up to the first target of any.
-
-        A handful is not worth a place of its own, so the result has MIN_PREFIX tokens or none.
-        """
-        firsts = np.minimum.reduceat(
-            np.where(self.trained, np.arange(len(self.ids)), len(self.ids)), self.starts[:-1]
-        )
-        # The last token before a target must stay in the row: it predicts that target.
-        shared = max(int(min((firsts - self.starts[:-1]).min(), self.lengths.min()) - 1), 0)
-        for start in self.starts[1:-1]:
-            differs = np.flatnonzero(
-                self.ids[start : start + shared] != self.ids[self.starts[0] :][:shared]
-            )
-            shared = int(differs[0]) if len(differs) else shared
-        return self.ids[: shared if shared >= MIN_PREFIX else 0]
-
     def without(self, prefix: int) -> "Examples":
-        """The same examples with their first `prefix` tokens left out."""
         if not prefix:
             return self
         offsets = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)

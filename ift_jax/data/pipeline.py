@@ -2,23 +2,28 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ift_jax.data.chat import Chat
 from ift_jax.data.collect import Collected, Source, collect, read_task
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.examples import Example, load_task_templates
+from ift_jax.data.loader import Rows
 from ift_jax.data.mixture import Slots, epoch_counts, make_slots
-from ift_jax.data.packing import Examples
+from ift_jax.data.packing import Tokens
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.selection import select
 from ift_jax.data.shots import add_shots
-from ift_jax.data.store import Chosen, Store
+from ift_jax.data.store import Chosen, Store, StoredTokens
 from ift_jax.data.templates import lint
 from ift_jax.errors import InputError
 
@@ -32,6 +37,8 @@ class TaskData:
     Attributes:
         removed: why -> how many records were removed.
         missing_shots: of the training examples that drew shots, how many lack how many.
+        train_answers: how often each choice is the answer, where `splits` holds only some of
+            the training examples; see `answers`.
     """
 
     config: TaskConfig
@@ -41,6 +48,13 @@ class TaskData:
     removed: Mapping[str, int] = field(default_factory=dict)
     num_truncated: int = 0
     missing_shots: Mapping[int, int] = field(default_factory=dict)
+    train_answers: Mapping[str, int] | None = None
+
+    def answers(self) -> Mapping[str, int]:
+        """How often each choice is the answer of a training example that has choices."""
+        if self.train_answers is not None:
+            return self.train_answers
+        return Counter(e.completion for e in self.splits["train"] if e.choices)
 
 
 class Mixed(NamedTuple):
@@ -52,7 +66,7 @@ class Mixed(NamedTuple):
         names, sizes, counts: of each of these tasks, its examples, and how many an epoch takes.
     """
 
-    tokens: Examples
+    tokens: Tokens
     slots: Slots
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -61,20 +75,31 @@ class Mixed(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """All tasks, tokenized with one chat format."""
+    """All tasks, tokenized with one chat format.
+
+    Attributes:
+        stored_in: the prepared set that it was read from. `splits["train"]` then holds only what
+            few-shot prompts need, and `prepared_rows` gives the rows to train on, and the
+            tokens that all of them begin with, for a seed of their order.
+    """
 
     config: DataConfig
     tasks: tuple[TaskData, ...]
     chat: Chat
+    stored_in: Path | None = None
+    prepared_rows: Callable[[int], tuple[Rows, NDArray[np.int32]]] | None = None
 
     def examples(self, split: str) -> list[Example]:
         """All tasks' examples of a split, one task behind the other."""
         return [example for task in self.tasks for example in task.splits[split]]
 
-    def tokens(self, split: str) -> Examples:
-        """The same, tokenized, with what is trained marked."""
-        parts = [task.splits[split].tokens() for task in self.tasks if task.splits[split]]
-        return Examples.concatenate(parts)
+    def tokens(self, split: str) -> Tokens:
+        """The same, tokenized, with what is trained marked.
+
+        Raises:
+            InputError: if there is none.
+        """
+        return StoredTokens([task.splits[split] for task in self.tasks])
 
     def mixed(self) -> Mixed:
         """The training split as `config.mixture` mixes it.
@@ -84,7 +109,7 @@ class DataSet:
         """
         trained = [task for task in self.tasks if task.config.weight]
         sizes, counts = self.counts()
-        tokens = Examples.concatenate([t.splits["train"].tokens() for t in trained])
+        tokens = StoredTokens([task.splits["train"] for task in trained])
         slots = make_slots(tokens.lengths, tokens.num_targets, sizes, counts, self.config.seed)
         return Mixed(tokens, slots, tuple(t.config.name for t in trained), sizes, counts)
 
@@ -194,6 +219,8 @@ def _refuse_too_many(task: TaskConfig, config: DataConfig, found: Collected) -> 
 
 def card(data: DataSet) -> dict[str, Any]:
     """Counts and hashes per task and split, and the mixture, as data/card.json holds them."""
+    if data.stored_in:
+        return json.loads((data.stored_in / "card.json").read_text(encoding="utf-8"))
     tasks = {task.config.name: _task_card(task) for task in data.tasks}
     return {"max_length": data.config.max_length, "tasks": tasks, "mixture": _mixture(data, tasks)}
 
@@ -269,6 +296,10 @@ def _split_card(examples: Chosen) -> dict[str, Any]:
 def write_card(data: DataSet, folder: Path) -> dict[str, Any]:
     """Writes card.json and rejected.jsonl into a folder, and returns the card."""
     folder.mkdir(parents=True, exist_ok=True)
+    if data.stored_in:
+        shutil.copy(data.stored_in / "rejected.jsonl", folder)
+        shutil.copy(data.stored_in / "card.json", folder)
+        return card(data)
     counted = card(data)
     text = json.dumps(counted, indent=2, ensure_ascii=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")

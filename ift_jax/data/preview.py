@@ -7,6 +7,11 @@ from ift_jax.data.chat import Encoded
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.pipeline import DataSet
 
+_REMOVED = {
+    "near_duplicates": "near-duplicates",
+    "in_other_split": "with text of another split",
+    "contaminated": "with text of an evaluation set",
+}
 _COLOUR, _PLAIN = "\033[1;32m", "\033[0m"
 
 
@@ -16,10 +21,12 @@ def card_text(card: Mapping[str, Any]) -> str:
     for name, task in card["tasks"].items():
         rejected = sum(task["rejected"].values())
         reasons = ", ".join(f"{reason} {count}" for reason, count in task["rejected"].items())
+        removed = [f"{task[reason]} {words}" for reason, words in _REMOVED.items() if task[reason]]
         lines.append(
             f"task {name}: {task['records']} records, {rejected} rejected"
             + (f" ({reasons})" if reasons else "")
             + f", {task['duplicates']} duplicates, {task['truncated']} truncated"
+            + "".join(f", {text}" for text in removed)
         )
         for split, s in task["splits"].items():
             answers = ", ".join(f"{answer}: {count}" for answer, count in s["answers"].items())
@@ -30,6 +37,19 @@ def card_text(card: Mapping[str, Any]) -> str:
             )
         for template, count in task["splits"]["train"]["templates"].items():
             lines.append(f"  template {template!r}: {count} training examples")
+        if task["missing_shots"]:
+            lacking = sum(n for lack, n in task["missing_shots"].items() if int(lack))
+            drew = sum(task["missing_shots"].values())
+            lines.append(f"  {drew} training examples drew shots, {lacking} had no room for all")
+    mixture = card["mixture"]
+    if len(mixture.get("tasks", {})) > 1:
+        lines.append(f"an epoch takes {mixture['examples']} examples:")
+        for name, t in mixture["tasks"].items():
+            lines.append(
+                f"  {name:<24} {t['drawn']:>7} of {t['examples']:>7}, {t['epochs']:6.2f} epochs, "
+                f"{t['share']:6.1%} of examples, {t['share_of_tokens']:6.1%} of tokens, "
+                f"{t['share_of_trained_tokens']:6.1%} of trained tokens"
+            )
     return "\n".join(lines)
 
 

@@ -99,7 +99,7 @@ def _by_content(index: NDArray[Any]) -> NDArray[np.int64]:
 
 def _assign(task: TaskConfig, index: NDArray[Any]) -> NDArray[np.int8]:
     """The code of each example's split."""
-    groups, places = np.unique(index["group"].astype(">u8"), axis=0, return_inverse=True)
+    groups, places = np.unique(index["group"], axis=0, return_inverse=True)
     fractions = task.fractions
     codes = np.array(
         [_PRECEDENCE.index(assign_split(hex_digest(group), fractions)) for group in groups],

@@ -25,6 +25,11 @@ def solved(examples: Sequence[Example]) -> tuple[Message, ...]:
     )
 
 
+def exemplar_key(example: Example) -> str:
+    """What the order of exemplars in prompts is decided by."""
+    return f"{example.key} {example.origin}"
+
+
 def add_shots(
     task: TaskConfig, train: Chosen, chat: Chat, max_length: int, seed: int
 ) -> tuple[Chosen, dict[int, int]]:

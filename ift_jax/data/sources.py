@@ -106,7 +106,7 @@ def read_records(
             + (f"did you mean {close[0]!r}? " if close else "")
             + f"There are {', '.join(FILE_FORMATS)}"
         )
-    names = _resolve([source] if isinstance(source, str) else list(source))
+    names = resolve_sources([source] if isinstance(source, str) else list(source))
     if not all(name.startswith("hub:") for name in names) and (subset or split):
         raise InputError("subset and split are for hub: sources; files are chosen by their path")
     if file_format == "parallel":
@@ -115,7 +115,7 @@ def read_records(
     return (row for stream in streams for row in stream)
 
 
-def _resolve(sources: list[str]) -> list[str]:
+def resolve_sources(sources: list[str]) -> list[str]:
     """The sources one by one, globs expanded; each must exist and none may come twice."""
     if not sources:
         raise InputError("the source is an empty list; name at least one file")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ift_jax.data.chat import Encoded
 from ift_jax.data.examples import Example
-from ift_jax.data.packing import Examples
+from ift_jax.data.packing import Tokens
+from ift_jax.errors import InputError
 
 
 class Stored(NamedTuple):
@@ -42,20 +43,24 @@ class Store:
         self._file: BinaryIO | None = path.open("w+b") if path else None
         self._places = array("Q", [0])
         self._kept: list[Stored] = []
+        self.lengths, self.num_targets = array("I"), array("I")
 
     def __len__(self) -> int:
-        return len(self._places) - 1 if self._file else len(self._kept)
+        return len(self.lengths)
 
     def append(self, example: Example, tokens: Encoded) -> int:
         """Adds an example; returns its number."""
+        stored = Stored(example, tokens.ids, tokens.trained)
+        self.lengths.append(len(tokens.ids))
+        self.num_targets.append(int(tokens.trained[1:].sum()))
         if self._file is None:
-            self._kept.append(Stored(example, tokens.ids, tokens.trained))
-            return len(self._kept) - 1
-        data = pickle.dumps(Stored(example, tokens.ids, tokens.trained), protocol=5)
-        self._file.seek(self._places[-1])
-        self._file.write(data)
-        self._places.append(self._places[-1] + len(data))
-        return len(self._places) - 2
+            self._kept.append(stored)
+        else:
+            data = pickle.dumps(stored, protocol=5)
+            self._file.seek(self._places[-1])
+            self._file.write(data)
+            self._places.append(self._places[-1] + len(data))
+        return len(self) - 1
 
     def __getitem__(self, number: int) -> Stored:
         if self._file is None:
@@ -65,8 +70,10 @@ class Store:
         return pickle.loads(os.pread(self._file.fileno(), end - first, first))
 
     def save_places(self, path: Path) -> None:
-        """Writes where each example stands, for `extend`."""
-        np.save(path, np.array(self._places, np.uint64))
+        """Writes what memory holds of the examples, for `extend`."""
+        assert self._file is not None
+        self._file.flush()
+        np.savez(path, places=self._places, lengths=self.lengths, num_targets=self.num_targets)
 
     def extend(self, examples: Path, places: Path) -> int:
         """Adds all examples of another store's files; returns the number of the first."""
@@ -76,7 +83,10 @@ class Store:
         self._file.seek(end)
         with examples.open("rb") as file:
             shutil.copyfileobj(file, self._file)
-        self._places.extend((np.load(places)[1:] + np.uint64(end)).tolist())
+        with np.load(places) as saved:
+            self._places.extend((saved["places"][1:] + np.uint64(end)).tolist())
+            self.lengths.extend(saved["lengths"].tolist())
+            self.num_targets.extend(saved["num_targets"].tolist())
         return first
 
     def close(self) -> None:
@@ -111,11 +121,35 @@ class Chosen(Sequence[Example]):
         """Example `index` with its tokens."""
         return self.store[int(self.numbers[index])]
 
-    def tokens(self) -> Examples:
-        """All of them as token ids, in memory.
 
-        Raises:
-            InputError: if there is none.
-        """
-        parts = [self.stored(i) for i in range(len(self))]
-        return Examples.join([(one.ids, one.trained) for one in parts])
+class StoredTokens(Tokens):
+    """The tokens of chosen examples, several choices one behind the other.
+
+    Args:
+        skipped: leading tokens of each example that are left out.
+
+    Raises:
+        InputError: if there is no example.
+    """
+
+    def __init__(self, chosen: Sequence[Chosen], skipped: int = 0) -> None:
+        if not any(len(one) for one in chosen):
+            raise InputError("no example is left to train on")
+        self._chosen, self._skipped = chosen, skipped
+        self._store = next(one.store for one in chosen if len(one))
+        self._numbers = np.concatenate([one.numbers for one in chosen])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.array(self._store.lengths, np.int64)[self._numbers] - self._skipped
+
+    @property
+    def num_targets(self) -> NDArray[np.int64]:
+        return np.array(self._store.num_targets, np.int64)[self._numbers]
+
+    def get(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        _, ids, trained = self._store[int(self._numbers[number])]
+        return ids[self._skipped :], trained[self._skipped :]
+
+    def without(self, prefix: int) -> "StoredTokens":
+        return StoredTokens(self._chosen, self._skipped + prefix)

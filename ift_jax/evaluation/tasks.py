@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ift_jax.data.chat import Message
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import DataSet, TaskData
-from ift_jax.data.shots import solved
+from ift_jax.data.shots import exemplar_key, solved
 from ift_jax.data.splits import take_subset
 from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import Sampling, generate
@@ -120,10 +120,10 @@ def majority_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> lis
     rows = []
     for task in data.tasks:
         items = task.splits[split][: config.max_items or None]
-        train = [e.completion for e in task.splits["train"] if e.choices]
+        train = task.answers()
         if not items or not all(e.choices for e in items) or not train:
             continue
-        answer = max(sorted(set(train)), key=train.count)
+        answer = max(sorted(train), key=train.__getitem__)
         score = share(sum(e.completion == answer for e in items), len(items))
         rows.append(_row("majority", task.config.name, split, 0, "accuracy", score, len(items)))
     return rows
@@ -147,7 +147,7 @@ def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Mess
         )
     answers = [e.completion for e in pool]
     balance = all(e.choices for e in pool) and count >= len(set(answers))
-    keys = [f"{e.key} {e.origin}" for e in pool]
+    keys = [exemplar_key(e) for e in pool]
     chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
     # Classes would come in their own order; exemplars in the order of their keys do not.
     return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))

@@ -19,7 +19,9 @@ from ift_jax.batch import Batch
 from ift_jax.checkpoint import Checkpoints
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
-from ift_jax.data.loader import Batches, RowSource
+from ift_jax.data.loader import Batches
+from ift_jax.data.prepared import load_data
+from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 from ift_jax.evaluation.tasks import Row, check_scoring, evaluate, majority_rows
 from ift_jax.hf.folder import read_json
@@ -27,7 +29,7 @@ from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.metrics_log import MetricsLog
 from ift_jax.models import decoder
 from ift_jax.report.table import results_table
-from ift_jax.sharding import make_mesh, num_row_shards, row_sharding
+from ift_jax.sharding import make_mesh, num_row_shards, place_batch
 from ift_jax.train.loss import LossSums, loss_sums
 from ift_jax.train.optimizer import make_optimizer, make_schedule
 from ift_jax.train.step import StepMetrics, TrainState, make_step, place_state
@@ -57,7 +59,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     _check_batch(config, mesh)
     with jax.set_mesh(mesh):
         base = load_base(config, mesh)
-        data = pipeline.build(config.data, base.chat)
+        data = load_data(config.data, base.chat)
         check_run(config, base, data)
         # Only now, so that a run that could not begin leaves the folder free for another.
         replace_text(workdir / "config.json", to_json(stored))
@@ -153,22 +155,10 @@ def pack_split(
     Raises:
         InputError: if it has no example, or one that a row has no room for.
     """
-    mixed = data.mixed() if split == "train" else None
-    examples = mixed.tokens if mixed else data.tokens(split)
-    shared = examples.common_prefix() if config.data.share_prefix else np.zeros(0, np.int32)
-    # Several examples should fit a row, but a generous max_length alone need not cost memory.
-    longest = min(config.data.max_length, 4 * int(examples.lengths.max()))
-    length = config.data.row_length or longest - len(shared)
-    source = RowSource(
-        examples,
-        length,
-        seed=config.train.seed,
-        packing=config.data.packing if config.data.pack else "none",
-        shuffle=split == "train",
-        prefix=len(shared),
-        slots=mixed.slots if mixed else None,
-    )
-    return Packed(Batches(source, config.train.batch_size, num_epochs), jnp.asarray(shared))
+    rows, prefix = packed_rows(data, split, config.train.seed)
+    part = (jax.process_index(), jax.process_count()) if split == "train" else (0, 1)
+    batches = Batches(rows, config.train.batch_size, num_epochs, part)
+    return Packed(batches, jnp.asarray(prefix))
 
 
 def fit(
@@ -214,7 +204,7 @@ def fit(
     for step, host_batch in zip(
         range(first, num_steps), packed.batches.from_step(first), strict=False
     ):
-        batch = jax.device_put(host_batch, row_sharding(mesh))
+        batch = place_batch(host_batch, mesh)
         state, metrics = step_fn(state, batch)
         # Reading the step before last keeps the device busy while the host reads.
         before = _report(pending, log, bar, schedule, before)
@@ -354,7 +344,7 @@ def validation_sums(
     """Loss sums of one pass over all batches."""
     total = LossSums(*(jnp.zeros(()),) * len(LossSums._fields))
     for number in range(packed.batches.num_steps):
-        batch = jax.device_put(packed.batches[number], row_sharding(mesh))
+        batch = place_batch(packed.batches[number], mesh)
         total = total + _sums(structure, params, batch, packed.prefix)
     return total
 

@@ -34,8 +34,8 @@ def trained_texts(data):
     """The trained stretches of each example, decoded."""
     found = []
     examples = data.tokens("train")
-    for begin, end in zip(examples.starts, examples.starts[1:], strict=False):
-        ids, trained = examples.ids[begin:end], examples.trained[begin:end]
+    for number in range(len(examples.lengths)):
+        ids, trained = examples.get(number)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(int), [0]])))
         pairs = zip(edges[::2], edges[1::2], strict=True)
         found.append([data.chat.tokenizer.decode(ids[a:b]) for a, b in pairs])
@@ -55,7 +55,7 @@ def test_only_the_last_turn_where_asked(chat, tmp_path):
 def test_all_text_trains_every_token(chat, tmp_path):
     data = built(chat, tmp_path, [{"messages": [USER, BOT]}], train_turns="all_text")
     examples = data.tokens("train")
-    assert examples.trained.all()
+    assert examples.get(0)[1].all()
 
 
 def test_plain_text_gets_no_chat_format_but_an_end(chat, tmp_path):

@@ -107,9 +107,8 @@ def test_tokens_are_those_of_the_examples_in_their_order(folder, chat):
     tokens = data.tokens("train")
     examples = data.examples("train")
     for i, example in enumerate(examples):
-        span = slice(*tokens.starts[i : i + 2])
-        trained = tokens.ids[span][tokens.trained[span]].tolist()
-        assert chat.tokenizer.decode(trained) == example.completion + "<|im_end|>"
+        ids, trained = tokens.get(i)
+        assert chat.tokenizer.decode(ids[trained].tolist()) == example.completion + "<|im_end|>"
 
 
 # Splits
@@ -306,8 +305,8 @@ def test_the_card_adds_up(folder):
         examples = data.examples(name)
         tokens = data.tokens(name)
         assert split["examples"] == len(examples) == sum(split["templates"].values())
-        assert split["tokens"] == len(tokens.ids)
-        assert split["trained_tokens"] == tokens.trained.sum() == 2 * len(examples)
+        assert split["tokens"] == tokens.lengths.sum()
+        assert split["trained_tokens"] == tokens.num_targets.sum() == 2 * len(examples)
         assert split["longest"] == tokens.lengths.max()
         assert split["answers"] == dict(sorted(Counter(e.completion for e in examples).items()))
 
@@ -390,7 +389,7 @@ def test_truncation_cuts_the_middle_of_the_prompt(folder, chat):
     assert content.endswith(" word199 Answer:")
     assert " ... " in content
     assert example.completion == "4"
-    length = len(data.tokens("train").ids)
+    length = data.tokens("train").lengths.sum()
     assert 180 < length <= 200
     [one] = chat.encode([(example.messages, example.completion)])
     assert chat.tokenizer.decode(one.ids[one.trained].tolist()) == "4<|im_end|>"
@@ -432,7 +431,7 @@ templates:
         "validation_fraction": 0.0, "test_fraction": 0.0,
     }  # fmt: skip
     whole = folder.build([record], task=task)
-    length = len(whole.tokens("train").ids)
+    length = int(whole.tokens("train").lengths.sum())
     assert folder.build([record], task=task, max_length=length + 23).examples("train")
     tight = folder.build([record], task=task, max_length=length + 22, max_rejected=1.0)
     assert [r.reason for r in tight.tasks[0].rejected] == ["too_long"]

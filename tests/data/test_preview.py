@@ -58,7 +58,7 @@ def test_token_by_token_shows_numbers_ids_and_names(folder):
     data = folder.build(reviews(1), task=WHOLE)
     [shown] = preview(data, 1, tokens=True, colour=False)
     lines = shown.split("\n")[1:]
-    ids = data.tokens("train").ids.tolist()
+    ids = data.tokens("train").get(0)[0].tolist()
     assert [int(line.split()[0]) for line in lines] == list(range(len(ids)))
     assert [int(line.split()[1]) for line in lines] == ids
     assert lines[0].split()[2] == "<|im_start|>"

@@ -213,9 +213,8 @@ def curve_equals_torch(folder, tmp_path, *, rows, steps, rate, row_length=512):
         total, weight = 0.0, 0
         for row in range(rows):
             (member,) = source.members(number * rows + row)
-            begin, end = examples.starts[member], examples.starts[member + 1]
-            ids = torch.tensor(examples.ids[begin:end].astype(np.int64))[None]
-            trained = torch.tensor(examples.trained[begin:end])[None]
+            ids, trained = examples.get(member)
+            ids, trained = torch.tensor(ids.astype(np.int64))[None], torch.tensor(trained)[None]
             labels = torch.where(trained, ids, -100)
             logits = reference(ids).logits
             total = total + torch.nn.functional.cross_entropy(
