@@ -28,6 +28,10 @@ _LINT = flags.DEFINE_bool(
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the prepared data set and its card.")
 _PART = flags.DEFINE_string("part", "0/1", "With --output: this process's part, such as 0/4.")
 
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "With --output: processes that share the work.", 1
+)
+
 
 def main(_: list[str]) -> None:
     """Runs the verb."""
@@ -43,7 +47,7 @@ def main(_: list[str]) -> None:
     part = _part(_PART.value)
     data = None
     if _OUTPUT.value:
-        card = prepare(config.data, chat, Path(_OUTPUT.value), part)
+        card = prepare(config.data, chat, Path(_OUTPUT.value), part, _PROCESSES.value)
     else:
         data = pipeline.build(config.data, chat)
         card = pipeline.card(data)
@@ -61,6 +65,6 @@ def _part(text: str) -> tuple[int, int]:
     part = (int(match[1]), int(match[2])) if match else (0, 0)
     if not part[0] < part[1]:
         raise InputError(f"--part={text}: expected i/n with i from 0 to n - 1, such as 0/4")
-    if part[1] > 1 and not _OUTPUT.value:
-        raise InputError(f"--part={text}: needs --output, the folder that all parts write to")
+    if (part[1] > 1 or _PROCESSES.value > 1) and not _OUTPUT.value:
+        raise InputError("--part and --processes need --output, the folder that all write to")
     return part

@@ -53,20 +53,26 @@ class Layout(NamedTuple):
     trained: tuple[tuple[int, int], ...]
 
 
-class Encoded(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Encoded:
     """A conversation as token ids.
 
     Attributes:
         ids: int32 [n].
         trained: bool [n]; True where token i is a target.
-        spans: int32 [n, 2]; the characters of the text that token i covers.
         text: what was tokenized.
+        encoding: the tokenizer's own answer.
     """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
-    spans: NDArray[np.int32]
     text: str
+    encoding: Any
+
+    @property
+    def spans(self) -> NDArray[np.int32]:
+        """int32 [n, 2]; the characters of the text that token i covers."""
+        return np.array(self.encoding.offsets, np.int32).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -172,14 +178,12 @@ class Chat:
         layouts = list(layouts)
         texts = [layout.text for layout in layouts]
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        found = []
-        for layout, encoding in zip(layouts, encodings, strict=True):
-            spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-            trained = np.zeros(len(spans), bool)
-            for begin, end in layout.trained:
-                trained |= (spans[:, 1] > begin) & (spans[:, 0] < end)
-            found.append(Encoded(np.array(encoding.ids, np.int32), trained, spans, layout.text))
-        return found
+        return [
+            Encoded(
+                np.array(encoding.ids, np.int32), _trained(layout, encoding), layout.text, encoding
+            )
+            for layout, encoding in zip(layouts, encodings, strict=True)
+        ]
 
     def count_tokens(self, texts: Iterable[str]) -> dict[str, int]:
         """The number of tokens of each distinct text, tokenized by itself."""
@@ -204,6 +208,19 @@ class Chat:
     @property
     def _backend(self) -> Any:
         return self.tokenizer.backend_tokenizer
+
+
+def _trained(layout: Layout, encoding: Any) -> NDArray[np.bool_]:
+    trained = np.zeros(len(encoding.ids), bool)
+    for begin, end in layout.trained:
+        first, last = encoding.char_to_token(begin), encoding.char_to_token(end - 1)
+        if first is None or last is None:  # a character that no token covers, such as a space
+            spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+            trained |= (spans[:, 1] > begin) & (spans[:, 0] < end)
+        else:
+            # The span ends in a special token, so no other token has its last character.
+            trained[first : last + 1] = True
+    return trained
 
 
 def _set_plain_template(tokenizer: Any) -> None:

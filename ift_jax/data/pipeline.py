@@ -54,7 +54,7 @@ class TaskData:
         """How often each choice is the answer of a training example that has choices."""
         if self.train_answers is not None:
             return self.train_answers
-        return Counter(e.completion for e in self.splits["train"] if e.choices)
+        return self.splits["train"].answers()
 
 
 class Mixed(NamedTuple):
@@ -151,7 +151,7 @@ def assemble(
     """
     for task, found in zip(config.tasks, collected, strict=True):
         _refuse_too_many(task, config, found)
-    selected = select(config.tasks, collected, config, lambda number: store[number].example.text)
+    selected = select(config.tasks, collected, config, lambda number: store.example(number).text)
     built = []
     for task, found, kept in zip(config.tasks, collected, selected, strict=True):
         splits = {name: Chosen(store, kept.numbers[name]) for name in SPLITS}
@@ -262,34 +262,19 @@ def _task_card(task: TaskData) -> dict[str, Any]:
 
 
 def _split_card(examples: Chosen) -> dict[str, Any]:
-    digest = hashlib.blake2b(digest_size=16)
-    records = tokens = trained = longest = 0
-    before = ""
-    templates: Counter[str] = Counter()
-    answers: Counter[str] = Counter()
-    shots: Counter[int] = Counter()
-    for number in range(len(examples)):
-        e, ids, is_trained = examples.stored(number)
-        digest.update(json.dumps([[m["content"] for m in e.messages], e.completion]).encode())
-        records += e.origin != before  # a record's examples stand together
-        before = e.origin
-        tokens += len(ids)
-        trained += int(is_trained.sum())
-        longest = max(longest, len(ids))
-        templates[e.template] += 1
-        shots[e.shots] += 1
-        if e.choices:
-            answers[e.completion] += 1
+    lengths, origins = examples.column("lengths"), examples.column("origins")
+    shots, num_shots = np.unique(examples.column("shots"), return_counts=True)
+    digests = examples.column("digests").astype("<u8").tobytes()
     return {
-        "records": records,
+        "records": len(np.unique(origins)),
         "examples": len(examples),
-        "tokens": tokens,
-        "trained_tokens": trained,
-        "longest": longest,
-        "templates": dict(templates),
-        "shots": {str(count): shots[count] for count in sorted(shots)},
-        "answers": dict(sorted(answers.items())),
-        "content_hash": digest.hexdigest(),
+        "tokens": int(lengths.sum()),
+        "trained_tokens": int(examples.column("trained").sum()),
+        "longest": int(lengths.max(initial=0)),
+        "templates": examples.templates(),
+        "shots": {str(count): int(n) for count, n in zip(shots, num_shots, strict=True)},
+        "answers": dict(sorted(examples.answers().items())),
+        "content_hash": hashlib.blake2b(digests, digest_size=16).hexdigest(),
     }
 
 

@@ -15,9 +15,12 @@ import fcntl
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,17 +47,14 @@ from ift_jax.data.pipeline import (
 )
 from ift_jax.data.records import Rejected
 from ift_jax.data.rows import pack
-from ift_jax.data.shots import exemplar_key
+from ift_jax.data.shots import exemplar_pool
 from ift_jax.data.sources import resolve_sources
-from ift_jax.data.splits import take_subset
 from ift_jax.data.store import Chosen, Store
 from ift_jax.errors import InputError, one_line
 
 VERSION = 1  # of the files below; part of the key
 MIN_SHARDS = 8  # so that as many hosts can write and read their own
 SHARD_TOKENS = 2**24
-EXEMPLARS = 32  # training examples a template that are kept for few-shot prompts
-EXEMPLARS_AN_ANSWER = 8
 _HELD_OUT = ("validation", "test")
 
 
@@ -123,7 +123,11 @@ def _file_digest(path: Path) -> str:
 
 
 def prepare(
-    config: DataConfig, chat: Chat, folder: Path, part: tuple[int, int] = (0, 1)
+    config: DataConfig,
+    chat: Chat,
+    folder: Path,
+    part: tuple[int, int] = (0, 1),
+    num_processes: int = 1,
 ) -> dict[str, Any] | None:
     """Writes a prepared set, or this host's part of one.
 
@@ -132,6 +136,7 @@ def prepare(
 
     Args:
         part: (i, n), 0 <= i < n.
+        num_processes: that share this part's work on this machine.
 
     Returns:
         The card, or None while other parts are missing.
@@ -145,12 +150,21 @@ def prepare(
         print(f"{folder} is up to date", file=sys.stderr)
         return json.loads((folder / "card.json").read_text(encoding="utf-8"))
     parts = folder / "parts"
-    own = parts / f"{part[0]}-of-{part[1]}"
-    if not _is_done(own, key):
-        _collect_part(config, chat, own, part, key)
-    missing = [i for i in range(part[1]) if not _is_done(parts / f"{i}-of-{part[1]}", key)]
+    total = part[1] * num_processes
+    own = [part[0] * num_processes + i for i in range(num_processes)]
+    waiting = [i for i in own if not _is_done(parts / f"{i}-of-{total}", key)]
+    jobs = [(config, chat, parts / f"{i}-of-{total}", (i, total), key) for i in waiting]
+    if len(jobs) == 1:
+        _collect_part(*jobs[0])
+    elif jobs:
+        # Not forked: JAX and the tokenizer run threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(jobs), context, _use_one_core) as pool:
+            list(pool.map(_collect_part, *zip(*jobs, strict=True)))
+    missing = [i for i in range(total) if not _is_done(parts / f"{i}-of-{total}", key)]
     if missing:
-        print(f"part {part[0]} of {part[1]} is done; missing: {missing}", file=sys.stderr)
+        hosts = sorted({i // num_processes for i in missing})
+        print(f"part {part[0]} of {part[1]} is done; missing: {hosts}", file=sys.stderr)
         return None
     with (folder / "lock").open("w") as lock:
         try:
@@ -160,10 +174,14 @@ def prepare(
             return None
         if (folder / "index.json").exists():
             return json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        card = _join(config, chat, folder, part[1], key)
+        card = _join(config, chat, folder, total, key)
     shutil.rmtree(parts)
     (folder / "lock").unlink(missing_ok=True)
     return card
+
+
+def _use_one_core() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _is_done(part: Path, key: Mapping[str, str]) -> bool:
@@ -180,7 +198,7 @@ def _collect_part(
     except OSError as error:
         raise InputError(f"{own.parent.parent}: cannot be written ({error.strerror})") from error
     try:
-        store = Store(own / "examples.bin")
+        store = Store(own)
         for number, (task, source) in enumerate(sourced_tasks(config)):
             found = collect(task, source, config, chat, store, part)
             np.save(own / f"index-{number}.npy", found.index)
@@ -192,11 +210,11 @@ def _collect_part(
                 "first_origin": found.first_origin,
             }
             _write_json(own / f"counted-{number}.json", counted)
-        store.save_places(own / "places.npz")
+        store.save(own / "numbers.npz")
         store.close()
         _write_json(own / "done.json", key)
     except BaseException:
-        shutil.rmtree(own.parent, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
         raise
 
 
@@ -217,8 +235,8 @@ def _join(
 ) -> dict[str, Any]:
     """Makes one data set of all parts, and writes it; index.json comes last."""
     owns = [folder / "parts" / f"{i}-of-{num_parts}" for i in range(num_parts)]
-    store = Store(folder / "parts" / "joined.bin")
-    firsts = [store.extend(own / "examples.bin", own / "places.npz") for own in owns]
+    store = Store(folder / "parts")
+    firsts = [store.extend(own, own / "numbers.npz") for own in owns]
     collected = [
         join_parts([_load_part(own, number) for own in owns], firsts)
         for number in range(len(config.tasks))
@@ -227,7 +245,8 @@ def _join(
     source, prefix = pack(data, "train", config.seed)
     index = {"key": key, "prefix": prefix.tolist(), **_write_shards(source, folder)}
     for split in _HELD_OUT:
-        _write_examples(folder / f"{split}.jsonl", data.examples(split))
+        examples = (example for task in data.tasks for example in task.splits[split])
+        _write_examples(folder / f"{split}.jsonl", examples)
     _write_examples(folder / "exemplars.jsonl", _exemplars(data))
     card = write_card(data, folder)
     _write_json(folder / "index.json", index)
@@ -242,33 +261,21 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _exemplars(data: DataSet) -> Iterator[Example]:
-    """Of each task and template, the training examples that few-shot prompts take first.
-
-    Those are the first in the order of `take_subset`, of all and of each answer.
-    """
+    """The training examples that few-shot prompts choose from."""
     for task in data.tasks:
-        pools: dict[str, dict[str, list[int]]] = {}
         train = task.splits["train"]
-        for number, example in enumerate(train):
-            pool = pools.setdefault(example.template, {"": []})
-            pool[""].append(number)
-            if example.choices:
-                pool.setdefault(f"answer {example.completion}", []).append(number)
-        kept: set[int] = set()
-        for pool in pools.values():
-            for answer, numbers in pool.items():
-                keys = [exemplar_key(train[number]) for number in numbers]
-                most = EXEMPLARS_AN_ANSWER if answer else EXEMPLARS
-                chosen = take_subset(keys, min(most, len(keys)), seed=data.config.seed)
-                kept.update(numbers[place] for place in chosen)
-        yield from (train[number] for number in sorted(kept))
+        pools = [exemplar_pool(train, name).numbers for name in train.templates()]
+        if pools:
+            kept = np.isin(train.numbers, np.concatenate(pools))
+            yield from Chosen(train.store, train.numbers[kept])
 
 
 def _write_examples(path: Path, examples: Iterable[Example]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for example in examples:
-            fields = dataclasses.asdict(example) | {"turns": example.turns._asdict()}
-            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        for e in examples:
+            fields = {name: getattr(e, name) for name in Example.__slots__}
+            line = json.dumps({**fields, "turns": e.turns._asdict()}, ensure_ascii=False)
+            file.write(f"{line}\n")
 
 
 def _read_examples(path: Path, task: str, store: Store, chat: Chat) -> Chosen:

@@ -13,6 +13,7 @@ from ift_jax.data.examples import Example
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.store import Chosen
 
+EXEMPLARS = 1024  # training examples a template that prompts choose their exemplars from
 _CHUNK = 2048  # prompts that are tokenized at a time
 
 
@@ -25,9 +26,9 @@ def solved(examples: Sequence[Example]) -> tuple[Message, ...]:
     )
 
 
-def exemplar_key(example: Example) -> str:
-    """What the order of exemplars in prompts is decided by."""
-    return f"{example.key} {example.origin}"
+def exemplar_pool(train: Chosen, template: str) -> Chosen:
+    """The training examples that few-shot prompts for a template choose from."""
+    return train.of_template(template, EXEMPLARS)
 
 
 def add_shots(
@@ -42,9 +43,7 @@ def add_shots(
     Returns:
         The split, and of the examples that drew shots, how many lack how many of them.
     """
-    by_template: dict[str, list[int]] = {}
-    for number, example in enumerate(train):
-        by_template.setdefault(example.template, []).append(number)
+    pools = {name: train.of_template(name) for name in train.templates()}
     numbers = train.numbers.copy()
     missing: Counter[int] = Counter()
     for first in range(0, len(train), _CHUNK):
@@ -56,8 +55,7 @@ def add_shots(
             count = int(rng.choice(task.train_shots))
             if count and not example.turns.plain:
                 asked[number] = count
-                pool = by_template[example.template]
-                waiting[number] = example, _drawn(example, train, pool, count, rng)
+                waiting[number] = example, _drawn(example, pools[example.template], count, rng)
         for number, example, tokens in _fitting(waiting, chat, max_length):
             missing[asked[number] - example.shots] += 1
             if example.shots:
@@ -71,12 +69,10 @@ def _generator(example: Example, seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
 
-def _drawn(
-    example: Example, train: Chosen, pool: list[int], count: int, rng: np.random.Generator
-) -> list[Example]:
+def _drawn(example: Example, pool: Chosen, count: int, rng: np.random.Generator) -> list[Example]:
     """`count` others of the pool, or as many as there are."""
     wanted = min(count + 1, len(pool))
-    picked = [train[pool[i]] for i in rng.choice(len(pool), wanted, replace=False)]
+    picked = [pool[int(i)] for i in rng.choice(len(pool), wanted, replace=False)]
     return [other for other in picked if other.origin != example.origin][:count]
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ift_jax.data.chat import Message
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import DataSet, TaskData
-from ift_jax.data.shots import exemplar_key, solved
+from ift_jax.data.shots import exemplar_pool, solved
 from ift_jax.data.splits import take_subset
 from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import Sampling, generate
@@ -139,7 +139,7 @@ def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Mess
 
     Balanced over the answers where they are choices; the order is the seed's too.
     """
-    pool = [e for e in task.splits["train"] if e.template == template]
+    pool = exemplar_pool(task.splits["train"], template)
     if count > len(pool):
         raise InputError(
             f"task {task.config.name}: {count} shots asked for, the training split has "
@@ -147,7 +147,7 @@ def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Mess
         )
     answers = [e.completion for e in pool]
     balance = all(e.choices for e in pool) and count >= len(set(answers))
-    keys = [exemplar_key(e) for e in pool]
+    keys = [f"{e.key} {e.origin}" for e in pool]
     chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
     # Classes would come in their own order; exemplars in the order of their keys do not.
     return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))
