@@ -96,6 +96,26 @@ def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
     return renamed if len(renamed) == len(fields) else dict(fields)
 
 
+def sourced_tasks(config: DataConfig) -> list[tuple[TaskConfig, Source]]:
+    """Each task with its source.
+
+    Raises:
+        InputError: for tasks without a name or source, and names that are given twice.
+    """
+    if not config.tasks:
+        raise InputError("config.data.tasks: no task is given")
+    names = [task.name for task in config.tasks]
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise InputError(f"config.data.tasks: names must be given and differ, got {names}")
+    sources = [config.path or config.tasks[0].source, *(t.source for t in config.tasks[1:])]
+    for name, source in zip(names, sources, strict=True):
+        if not source:
+            hint = "; set its source, or config.data.path" if name == names[0] else ""
+            raise InputError(f"config.data.tasks: {name} has no source{hint}")
+    return list(zip(config.tasks, sources, strict=True))
+
+
 def task_sources(task: TaskConfig, source: Source) -> list[tuple[str, Source, str]]:
     """(split that it is for, source, the hub's name of the split) of each source of a task."""
     found = [("", source, task.split)]

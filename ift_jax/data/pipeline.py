@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat
-from ift_jax.data.collect import Collected, Source, collect, read_task
+from ift_jax.data.collect import Collected, collect, read_task, sourced_tasks
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.examples import Example, load_task_templates
 from ift_jax.data.loader import Rows
@@ -190,22 +190,6 @@ def lint_tasks(config: DataConfig) -> list[str]:
     return findings
 
 
-def sourced_tasks(config: DataConfig) -> list[tuple[TaskConfig, Source]]:
-    """Each task with its source."""
-    if not config.tasks:
-        raise InputError("config.data.tasks: no task is given")
-    names = [task.name for task in config.tasks]
-    for name in names:
-        if not name or names.count(name) > 1:
-            raise InputError(f"config.data.tasks: names must be given and differ, got {names}")
-    sources = [config.path or config.tasks[0].source, *(t.source for t in config.tasks[1:])]
-    for name, source in zip(names, sources, strict=True):
-        if not source:
-            hint = "; set its source, or config.data.path" if name == names[0] else ""
-            raise InputError(f"config.data.tasks: {name} has no source{hint}")
-    return list(zip(config.tasks, sources, strict=True))
-
-
 def _refuse_too_many(task: TaskConfig, config: DataConfig, found: Collected) -> None:
     bad = len({rejection.origin for _, rejection in found.rejected})
     if bad > config.max_rejected * found.num_records:
@@ -222,7 +206,10 @@ def card(data: DataSet) -> dict[str, Any]:
     if data.stored_in:
         return json.loads((data.stored_in / "card.json").read_text(encoding="utf-8"))
     tasks = {task.config.name: _task_card(task) for task in data.tasks}
-    return {"max_length": data.config.max_length, "tasks": tasks, "mixture": _mixture(data, tasks)}
+    counted = {
+        "max_length": data.config.max_length, "tasks": tasks, "mixture": _mixture(data, tasks)
+    }  # fmt: skip
+    return json.loads(json.dumps(counted))  # lists for tuples, as the file has them
 
 
 def _mixture(data: DataSet, tasks: Mapping[str, Any]) -> dict[str, Any]:

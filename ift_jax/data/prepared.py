@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,20 +31,13 @@ from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
 from ift_jax.data.chat import Chat, Turns
-from ift_jax.data.collect import Collected, collect, join_parts, task_sources
+from ift_jax.data.collect import join_parts, sourced_tasks, task_sources
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example, load_task_templates
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.loader import RowSource, fill_row
-from ift_jax.data.pipeline import (
-    DataSet,
-    TaskData,
-    assemble,
-    build,
-    sourced_tasks,
-    write_card,
-)
-from ift_jax.data.records import Rejected
+from ift_jax.data.parts import collect_part, is_done, load_part, use_one_core, write_json
+from ift_jax.data.pipeline import DataSet, TaskData, assemble, build, write_card
 from ift_jax.data.rows import pack
 from ift_jax.data.shots import exemplar_pool
 from ift_jax.data.sources import resolve_sources
@@ -152,16 +144,16 @@ def prepare(
     parts = folder / "parts"
     total = part[1] * num_processes
     own = [part[0] * num_processes + i for i in range(num_processes)]
-    waiting = [i for i in own if not _is_done(parts / f"{i}-of-{total}", key)]
+    waiting = [i for i in own if not is_done(parts / f"{i}-of-{total}", key)]
     jobs = [(config, chat, parts / f"{i}-of-{total}", (i, total), key) for i in waiting]
     if len(jobs) == 1:
-        _collect_part(*jobs[0])
+        collect_part(*jobs[0])
     elif jobs:
         # Not forked: JAX and the tokenizer run threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(jobs), context, _use_one_core) as pool:
-            list(pool.map(_collect_part, *zip(*jobs, strict=True)))
-    missing = [i for i in range(total) if not _is_done(parts / f"{i}-of-{total}", key)]
+        with ProcessPoolExecutor(len(jobs), context, use_one_core) as pool:
+            list(pool.map(collect_part, *zip(*jobs, strict=True)))
+    missing = [i for i in range(total) if not is_done(parts / f"{i}-of-{total}", key)]
     if missing:
         hosts = sorted({i // num_processes for i in missing})
         print(f"part {part[0]} of {part[1]} is done; missing: {hosts}", file=sys.stderr)
@@ -180,56 +172,6 @@ def prepare(
     return card
 
 
-def _use_one_core() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _is_done(part: Path, key: Mapping[str, str]) -> bool:
-    done = part / "done.json"
-    return done.exists() and json.loads(done.read_text(encoding="utf-8")) == key
-
-
-def _collect_part(
-    config: DataConfig, chat: Chat, own: Path, part: tuple[int, int], key: Mapping[str, str]
-) -> None:
-    shutil.rmtree(own, ignore_errors=True)
-    try:
-        own.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{own.parent.parent}: cannot be written ({error.strerror})") from error
-    try:
-        store = Store(own)
-        for number, (task, source) in enumerate(sourced_tasks(config)):
-            found = collect(task, source, config, chat, store, part)
-            np.save(own / f"index-{number}.npy", found.index)
-            counted = {
-                "labels": found.labels,
-                "rejected": [[chunk, dataclasses.asdict(one)] for chunk, one in found.rejected],
-                "num_records": found.num_records,
-                "columns": sorted(found.columns),
-                "first_origin": found.first_origin,
-            }
-            _write_json(own / f"counted-{number}.json", counted)
-        store.save(own / "numbers.npz")
-        store.close()
-        _write_json(own / "done.json", key)
-    except BaseException:
-        shutil.rmtree(own, ignore_errors=True)
-        raise
-
-
-def _load_part(own: Path, number: int) -> Collected:
-    counted = json.loads((own / f"counted-{number}.json").read_text(encoding="utf-8"))
-    return Collected(
-        index=np.load(own / f"index-{number}.npy"),
-        labels=counted["labels"],
-        rejected=[(chunk, Rejected(**one)) for chunk, one in counted["rejected"]],
-        num_records=counted["num_records"],
-        columns=set(counted["columns"]),
-        first_origin=counted["first_origin"],
-    )
-
-
 def _join(
     config: DataConfig, chat: Chat, folder: Path, num_parts: int, key: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -238,7 +180,7 @@ def _join(
     store = Store(folder / "parts")
     firsts = [store.extend(own, own / "numbers.npz") for own in owns]
     collected = [
-        join_parts([_load_part(own, number) for own in owns], firsts)
+        join_parts([load_part(own, number) for own in owns], firsts)
         for number in range(len(config.tasks))
     ]
     data = assemble(config, chat, store, collected)
@@ -249,15 +191,9 @@ def _join(
         _write_examples(folder / f"{split}.jsonl", examples)
     _write_examples(folder / "exemplars.jsonl", _exemplars(data))
     card = write_card(data, folder)
-    _write_json(folder / "index.json", index)
+    write_json(folder / "index.json", index)
     store.close()
     return card
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _exemplars(data: DataSet) -> Iterator[Example]:

@@ -9,6 +9,7 @@ from test_packing import make_examples, review_sizes
 from ift_jax.batch import Batch
 from ift_jax.data.loader import Batches, RowSource
 from ift_jax.data.packing import Examples
+from ift_jax.errors import InputError
 
 
 def assert_equal(first, second):
@@ -154,6 +155,21 @@ def test_a_batch_is_its_rows(source):
     assert batch.tokens.shape == (4, 256)
     for b in range(4):
         assert_equal(Batch._make(field[b] for field in batch), source[12 + b])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("start", [0, 9, 1_000_003])
+def test_the_rows_of_all_hosts_are_the_batch_of_one(source, hosts, start):
+    whole = Batches(source, 8, 0)
+    parts = [Batches(source, 8, 0, (host, hosts)).from_step(start) for host in range(hosts)]
+    for offset, batches in zip(range(12), zip(*parts, strict=True), strict=False):
+        joined = Batch._make(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        assert_equal(joined, whole[start + offset])
+
+
+def test_a_batch_that_does_not_divide_over_the_hosts_is_refused(source):
+    with pytest.raises(InputError, match="does not divide over 3 hosts"):
+        Batches(source, 8, 0, (0, 3)).from_step(0)
 
 
 @pytest.mark.parametrize(("batch_size", "num_epochs"), [(8, 1), (8, 3), (5, 2), (64, 1)])

@@ -44,15 +44,45 @@ def test_every_example_stands_once_in_an_epoch(sizes, seed, epoch):
     assert sorted(m for row in members for m in row) == list(range(len(sizes)))
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "first_fit"])
 @properties
 @given(sizes)
-def test_no_row_exceeds_its_length_or_its_room_for_targets(sizes):
+def test_no_row_exceeds_its_length_or_its_room_for_targets(packing, sizes):
     examples = make_examples(sizes)
-    plan = plan_rows(examples.lengths, examples.num_targets, ROW)
+    plan = plan_rows(examples.lengths, examples.num_targets, ROW, packing=packing)
     for row in plan.rows:
         members = plan.order[row]
         assert examples.lengths[members].sum() <= ROW
         assert examples.num_targets[members].sum() <= plan.row_targets
+    assert sorted(np.concatenate([plan.order[row] for row in plan.rows])) == list(range(len(sizes)))
+
+
+@properties
+@given(sizes)
+def test_first_fit_takes_the_first_row_with_room(sizes):
+    examples = make_examples(sizes)
+    lengths, targets = examples.lengths, examples.num_targets
+    plan = plan_rows(lengths, targets, ROW, packing="first_fit")
+    expected: list[list[int]] = []
+    for number in range(len(sizes)):
+        for row in expected:
+            members = [*row, number]
+            fits = lengths[members].sum() <= ROW
+            if fits and targets[members].sum() <= plan.row_targets:
+                row.append(number)
+                break
+        else:
+            expected.append([number])
+    assert [plan.order[row].tolist() for row in plan.rows] == expected
+
+
+@properties
+@given(sizes, st.integers(0, 2**31))
+def test_first_fit_deals_only_among_examples_of_equal_size(sizes, seed):
+    source = RowSource(make_examples(sizes), ROW, seed=seed, packing="first_fit")
+    members = [source.members(r).tolist() for r in range(source.rows_per_epoch)]
+    assert sorted(m for row in members for m in row) == list(range(len(sizes)))
+    assert all(source.examples.lengths[row].sum() <= ROW for row in members)
 
 
 def test_a_row_stops_at_its_room_for_targets_though_tokens_would_fit():

@@ -1,0 +1,88 @@
+"""A host's or process's part of what is collected, as files that the others can join.
+
+parts/1-of-4/examples.bin, tokens.bin, numbers.npz    the store
+             index-0.npy, counted-0.json              per task
+             done.json                                the key, when all else is written
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ift_jax.data.chat import Chat
+from ift_jax.data.collect import Collected, collect, sourced_tasks
+from ift_jax.data.config import DataConfig
+from ift_jax.data.records import Rejected
+from ift_jax.data.store import Store
+from ift_jax.errors import InputError
+
+
+def use_one_core() -> None:
+    """Keeps the tokenizer from running a thread a core, where each process has a part."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def is_done(part: Path, key: Mapping[str, str]) -> bool:
+    """Whether a part was collected, and from just this."""
+    done = part / "done.json"
+    return done.exists() and json.loads(done.read_text(encoding="utf-8")) == key
+
+
+def collect_part(
+    config: DataConfig, chat: Chat, own: Path, part: tuple[int, int], key: Mapping[str, str]
+) -> None:
+    """Collects chunks i, i + n, ... of every task into the folder `own`.
+
+    Raises:
+        InputError: as `collect`, and for a folder that cannot be written.
+    """
+    shutil.rmtree(own, ignore_errors=True)
+    try:
+        own.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{own.parent.parent}: cannot be written ({error.strerror})") from error
+    try:
+        store = Store(own)
+        for number, (task, source) in enumerate(sourced_tasks(config)):
+            found = collect(task, source, config, chat, store, part)
+            np.save(own / f"index-{number}.npy", found.index)
+            counted = {
+                "labels": found.labels,
+                "rejected": [[chunk, dataclasses.asdict(one)] for chunk, one in found.rejected],
+                "num_records": found.num_records,
+                "columns": sorted(found.columns),
+                "first_origin": found.first_origin,
+            }
+            write_json(own / f"counted-{number}.json", counted)
+        store.save(own / "numbers.npz")
+        store.close()
+        write_json(own / "done.json", key)
+    except BaseException:
+        shutil.rmtree(own, ignore_errors=True)
+        raise
+
+
+def load_part(own: Path, number: int) -> Collected:
+    """What a part collected of task `number`."""
+    counted = json.loads((own / f"counted-{number}.json").read_text(encoding="utf-8"))
+    return Collected(
+        index=np.load(own / f"index-{number}.npy"),
+        labels=counted["labels"],
+        rejected=[(chunk, Rejected(**one)) for chunk, one in counted["rejected"]],
+        num_records=counted["num_records"],
+        columns=set(counted["columns"]),
+        first_origin=counted["first_origin"],
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is either whole or not there."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,239 @@
+"""Prepared sets: same rows as in memory, same bytes from any number of parts, never stale."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_pipeline import TEMPLATES, Folder, prompts, reviews
+
+from ift_jax.batch import Batch
+from ift_jax.data import collect, pipeline
+from ift_jax.data.chat import Chat
+from ift_jax.data.config import SPLITS, DataConfig, MixtureConfig
+from ift_jax.data.loader import Batches
+from ift_jax.data.prepared import decode_row, encode_row, load_data, permuted, prepare
+from ift_jax.data.rows import packed_rows
+from ift_jax.errors import InputError
+
+properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat.of(make_tokenizer())
+
+
+@pytest.fixture
+def folder(tmp_path, chat, monkeypatch):
+    monkeypatch.setattr(collect, "CHUNK", 16)
+    (tmp_path / "templates.yaml").write_text(TEMPLATES)
+    return Folder(tmp_path, chat)
+
+
+@pytest.fixture
+def config(folder):
+    """Two tasks, mixed, with repeats, a broken line, and several templates."""
+    first = folder.config(
+        [*reviews(90), *reviews(9), "no json"],
+        name="a",
+        task={"template_names": (), "template_choice": "all", "test_size": 5},
+    )
+    second = folder.config(reviews(40, 500), name="b", task={"balance_by": "stars"})
+    return DataConfig(
+        tasks=(*first.tasks, *second.tasks),
+        max_length=128,
+        row_length=256,
+        mixture=MixtureConfig(rates="weights", size=100),
+    )
+
+
+def files(path):
+    return {f.name: f.read_bytes() for f in sorted(path.iterdir())}
+
+
+def row_contents(rows, count):
+    """What each row holds, in an order that rows do not have."""
+    return Counter(rows[r].tokens.tobytes() + rows[r].weights.tobytes() for r in range(count))
+
+
+def test_a_prepared_set_is_what_would_be_built_in_memory(config, chat, tmp_path):
+    card = prepare(config, chat, tmp_path / "set")
+    built = pipeline.build(config, chat)
+    data = load_data(replace(config, prepared=str(tmp_path / "set")), chat)
+    assert card == pipeline.card(built) == pipeline.card(data)
+    for split in ("validation", "test"):
+        assert prompts(data, split) == prompts(built, split)
+        assert [e.choices for e in data.examples(split)] == [
+            e.choices for e in built.examples(split)
+        ]
+    for task, other in zip(data.tasks, built.tasks, strict=True):
+        assert task.answers() == other.answers()
+        for name in other.splits["train"].templates():
+            assert [e.content for e in task.splits["train"].of_template(name)] == [
+                e.content for e in other.splits["train"].of_template(name)
+            ]
+    stored, in_memory = packed_rows(data, "train", 5), packed_rows(built, "train", config.seed)
+    assert stored.prefix.tolist() == in_memory.prefix.tolist()
+    count = stored.rows.rows_per_epoch
+    assert count == in_memory.rows.rows_per_epoch
+    assert row_contents(stored.rows, count) == row_contents(in_memory.rows, count)
+
+
+def test_each_epoch_visits_every_row_once_in_another_order(config, chat, tmp_path):
+    prepare(config, chat, tmp_path / "set")
+    data = load_data(replace(config, prepared=str(tmp_path / "set")), chat)
+    rows = packed_rows(data, "train", 7).rows
+    n = rows.rows_per_epoch
+    epochs = [[rows[e * n + r].tokens.tobytes() for r in range(n)] for e in (0, 1, 10**6)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    other_seed = packed_rows(data, "train", 8).rows
+    assert [other_seed[r].tokens.tobytes() for r in range(n)] != epochs[0]
+    batches = Batches(rows, 4, 2)
+    for offset, batch in zip(range(5), batches.from_step(n // 4), strict=False):
+        for name in Batch._fields:
+            expected = getattr(batches[n // 4 + offset], name)
+            np.testing.assert_array_equal(getattr(batch, name), expected)
+
+
+@pytest.mark.parametrize("total", [2, 3, 7])
+def test_parts_give_the_bytes_of_one_process_in_any_order(config, chat, tmp_path, total, capsys):
+    prepare(config, chat, tmp_path / "one")
+    order = np.random.default_rng(total).permutation(total).tolist()
+    for number in order[:-1]:
+        assert prepare(config, chat, tmp_path / "parts", (number, total)) is None
+        assert "missing" in capsys.readouterr().err
+        assert not (tmp_path / "parts" / "index.json").exists()
+    card = prepare(config, chat, tmp_path / "parts", (order[-1], total))
+    assert card["tasks"]["a"]["records"] == 100
+    assert files(tmp_path / "parts") == files(tmp_path / "one")
+
+
+def test_several_processes_give_the_same_bytes(config, chat, tmp_path):
+    config = replace(config, max_rejected=1.0)
+    collect.CHUNK = 2048  # a started process does not see what the fixture changed
+    prepare(config, chat, tmp_path / "one")
+    prepare(config, chat, tmp_path / "two", num_processes=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_a_part_that_was_cut_off_is_made_anew_and_a_whole_one_is_kept(config, chat, tmp_path):
+    prepare(config, chat, tmp_path / "one")
+    prepare(config, chat, tmp_path / "set", (0, 2))
+    part = tmp_path / "set" / "parts" / "0-of-2"
+    kept = (part / "numbers.npz").stat().st_mtime_ns
+    prepare(config, chat, tmp_path / "set", (0, 2))
+    assert (part / "numbers.npz").stat().st_mtime_ns == kept
+    (part / "done.json").unlink()
+    (part / "tokens.bin").write_bytes(b"half")
+    prepare(config, chat, tmp_path / "set", (1, 2))
+    assert not (tmp_path / "set" / "index.json").exists()
+    prepare(config, chat, tmp_path / "set", (0, 2))
+    assert files(tmp_path / "set") == files(tmp_path / "one")
+
+
+# Never stale
+
+
+def changed(what, config, folder, chat):
+    """(config, chat) with one thing changed that decides what the set holds."""
+    task = config.tasks[0]
+    if what == "sources":
+        with open(task.source, "a", encoding="utf-8") as file:
+            file.write(json.dumps(reviews(1, 7000)[0]) + "\n")
+    elif what == "templates":
+        path = folder.path / "templates.yaml"
+        path.write_text(TEMPLATES.replace("How many stars?", "How many stars now?"))
+    elif what == "tokenizer":
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = tokenizer.chat_template.replace("'\n'", "' '")
+        chat = Chat.of(tokenizer)
+    else:
+        config = replace(config, tasks=(replace(task, train_shots=(1,)), *config.tasks[1:]))
+    return config, chat
+
+
+@pytest.mark.parametrize("what", ["sources", "templates", "tokenizer", "options"])
+def test_a_set_made_from_something_else_is_refused(what, config, folder, chat, tmp_path):
+    from ift_jax.data.prepared import _source_digest
+
+    out = tmp_path / "set"
+    prepare(config, chat, out)
+    before = files(out)
+    _source_digest.cache_clear()
+    other, other_chat = changed(what, config, folder, chat)
+    with pytest.raises(InputError, match=f"prepared from other {what}"):
+        load_data(replace(other, prepared=str(out)), other_chat)
+    with pytest.raises(InputError, match=f"other {what}; choose another --output"):
+        prepare(other, other_chat, out)
+    assert files(out) == before
+
+
+def test_moved_files_do_not_matter_and_missing_ones_are_said(config, chat, tmp_path, capsys):
+    from pathlib import Path
+
+    out = tmp_path / "set"
+    card = prepare(config, chat, out)
+    task = config.tasks[0]
+    moved = Path(task.source).rename(tmp_path / "elsewhere.jsonl")
+    there = replace(config, tasks=(replace(task, source=str(moved)), *config.tasks[1:]))
+    assert prepare(there, chat, out) == card
+    assert "up to date" in capsys.readouterr().err
+    data = load_data(replace(config, prepared=str(out)), chat)
+    assert "sources are not on this machine" in capsys.readouterr().err
+    assert pipeline.card(data) == card
+
+
+def test_damage_is_named(config, chat, tmp_path):
+    with pytest.raises(InputError, match="holds no prepared data set"):
+        load_data(replace(config, prepared=str(tmp_path / "nothing")), chat)
+    prepare(config, chat, tmp_path / "set")
+    shard = next((tmp_path / "set").glob("rows-00003*"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(InputError, match="shard"):
+        packed_rows(load_data(replace(config, prepared=str(tmp_path / "set")), chat), "train", 0)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"rows-00003.* is missing"):
+        load_data(replace(config, prepared=str(tmp_path / "set")), chat)
+
+
+# Pieces
+
+
+@properties
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_rows_survive_being_written(lengths, seed):
+    rng = np.random.default_rng(seed)
+    members = [(rng.integers(0, 2**31 - 1, n).astype(np.int32), rng.random(n) < 0.5)
+               for n in lengths]  # fmt: skip
+    for (ids, trained), (ids_back, trained_back) in zip(
+        members, decode_row(encode_row(members)), strict=True
+    ):
+        np.testing.assert_array_equal(ids, ids_back)
+        np.testing.assert_array_equal(trained, trained_back)
+
+
+@properties
+@given(st.integers(1, 3000), st.text(max_size=5))
+def test_a_keyed_permutation_is_one(size, key):
+    assert sorted(permuted(i, size, key) for i in range(size)) == list(range(size))
+
+
+def test_permutations_of_huge_sets_cost_nothing():
+    found = {permuted(i, 10**12, "k") for i in range(1000)}
+    assert len(found) == 1000
+    assert max(found) > 9 * 10**11
+
+
+def test_splits_of_the_card_are_those_of_the_examples(config, chat):
+    data = pipeline.build(config, chat)
+    for task in data.tasks:
+        for split in SPLITS:
+            card = pipeline.card(data)["tasks"][task.config.name]["splits"][split]
+            assert card["examples"] == len(task.splits[split])
+            assert card["templates"] == dict(Counter(e.template for e in task.splits[split]))

@@ -1,0 +1,85 @@
+"""Training examples behind solved ones: from the same split and template, as many as fit."""
+
+import pytest
+from conftest import make_tokenizer
+from test_pipeline import TEMPLATES, Folder, reviews
+
+from ift_jax.data import pipeline
+from ift_jax.data.chat import Chat
+
+ALL_TRAIN = {"validation_fraction": 0.0, "test_fraction": 0.0}
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat.of(make_tokenizer())
+
+
+@pytest.fixture
+def folder(tmp_path, chat):
+    (tmp_path / "templates.yaml").write_text(TEMPLATES)
+    return Folder(tmp_path, chat)
+
+
+def question(example):
+    return example.messages[-1]["content"]
+
+
+def test_shots_are_solved_examples_of_the_same_split_and_template(folder):
+    task = {"train_shots": (3,), "template_names": (), "template_choice": "all"}
+    data = folder.build(reviews(80), task=task, max_length=2048)
+    train = data.tasks[0].splits["train"]
+    solved = {(question(e), e.completion, e.template) for e in train}
+    held_out = {question(e) for s in ("validation", "test") for e in data.examples(s)}
+    for example in train:
+        assert example.shots == 3
+        assert [m["role"] for m in example.messages] == ["user", "assistant"] * 3 + ["user"]
+        turns = [m["content"] for m in example.messages]
+        for asked, answered in zip(turns[0:-1:2], turns[1::2], strict=True):
+                assert (asked, answered, example.template) in solved
+            assert asked not in held_out
+            assert asked != turns[-1]
+    assert all(e.shots == 0 for s in ("validation", "test") for e in data.examples(s))
+
+
+def test_only_the_answer_to_the_last_question_is_trained(folder, chat):
+    data = folder.build(reviews(10), task={**ALL_TRAIN, "train_shots": (2,)}, max_length=2048)
+    tokens = data.tokens("train")
+    for number, example in enumerate(data.examples("train")):
+        ids, trained = tokens.get(number)
+        said = chat.tokenizer.decode(ids[trained].tolist())
+        assert said == example.completion + "<|im_end|>"
+
+
+def test_each_example_draws_one_of_the_numbers_by_its_content(folder):
+    task = {**ALL_TRAIN, "train_shots": (0, 2)}
+    data = folder.build(reviews(200), task=task, max_length=2048)
+    shots = {question(e): e.shots for e in data.examples("train")}
+    assert set(shots.values()) == {0, 2}
+    assert 60 < sum(count == 2 for count in shots.values()) < 140
+    again = folder.build(reviews(200)[::-1], task=task, max_length=2048)
+    assert {question(e): [m["content"] for m in e.messages] for e in again.examples("train")} == {
+        question(e): [m["content"] for m in e.messages] for e in data.examples("train")
+    }
+
+
+def test_what_does_not_fit_is_left_out_and_reported(folder):
+    room = 2 + 2 * max(
+        folder.build(reviews(20), task=ALL_TRAIN, max_length=2048).tokens("train").lengths
+    )
+    data = folder.build(reviews(20), task={**ALL_TRAIN, "train_shots": (6,)}, max_length=int(room))
+    tokens = data.tokens("train")
+    assert tokens.lengths.max() <= room
+    assert {e.shots for e in data.examples("train")} <= {1, 2}
+    card = pipeline.card(data)["tasks"]["rating"]
+    assert sum(card["missing_shots"].values()) == 20
+    assert set(card["missing_shots"]) <= {"4", "5"}
+    assert sum(int(k) * n for k, n in card["splits"]["train"]["shots"].items()) == sum(
+        e.shots for e in data.examples("train")
+    )
+
+
+def test_a_split_with_too_few_examples_reports_it_too(folder):
+    data = folder.build(reviews(3), task={**ALL_TRAIN, "train_shots": (5,)}, max_length=2048)
+    assert [e.shots for e in data.examples("train")] == [2, 2, 2]
+    assert data.tasks[0].missing_shots == {3: 3}
