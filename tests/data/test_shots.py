@@ -38,7 +38,7 @@ def test_shots_are_solved_examples_of_the_same_split_and_template(folder):
         for asked, answered in zip(turns[0:-1:2], turns[1::2], strict=True):
             assert (asked, answered, example.template) in solved
             assert asked not in held_out
-            assert asked != turns[-1]
+            assert (asked, answered) != (turns[-1], example.completion)
     assert all(e.shots == 0 for s in ("validation", "test") for e in data.examples(s))
 
 
