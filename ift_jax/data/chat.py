@@ -74,6 +74,17 @@ class Encoded:
         """int32 [n, 2]; the characters of the text that token i covers."""
         return np.array(self.encoding.offsets, np.int32).reshape(-1, 2)
 
+    def covers_text(self) -> bool:
+        """Whether every character but blanks, which some tokenizers drop on purpose, has a token.
+
+        Behind a character without one, the spans of a word are wrong.
+        """
+        ends = np.maximum.accumulate(self.spans[:, 1])
+        before = np.concatenate([[0], ends])
+        after = np.concatenate([self.spans[:, 0], [len(self.text)]])
+        gaps = np.flatnonzero(after > before)
+        return not any(self.text[before[g] : after[g]].strip() for g in gaps)
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -81,19 +92,25 @@ class Chat:
 
     Attributes:
         tokenizer: a transformers fast tokenizer.
+        opening: what the template puts between the prompt for an answer and the answer: a space
+            in Mistral's, an assistant's header in templates that open no turn. The model has
+            to write it, so it is trained.
+        trims: whether the template prints contents without the blanks around them.
         end_of_turn: the text that closes an assistant's turn, up to its special token.
         end_of_turn_id: that token.
         special_tokens: pattern of every special token's text.
     """
 
     tokenizer: Any
+    opening: str
+    trims: bool
     end_of_turn: str
     end_of_turn_id: int
     special_tokens: re.Pattern[str]
 
     @staticmethod
     def of(tokenizer: Any) -> "Chat":
-        """Finds out how the template closes an assistant's turn.
+        """Finds out how the template opens and closes an assistant's turn.
 
         A tokenizer without a template gets `PLAIN_TEMPLATE`, which is saved with it.
 
@@ -103,14 +120,21 @@ class Chat:
         """
         if tokenizer.chat_template is None:
             _set_plain_template(tokenizer)
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}
+        blanks = {**answer, "content": f" \n{_MARK}\n "}
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            text = tokenizer.apply_chat_template([user, answer], tokenize=False)
+            trims = tokenizer.apply_chat_template([user, blanks], tokenize=False) == text
+            prompt = tokenizer.apply_chat_template(
+                [user], tokenize=False, add_generation_prompt=True
+            )
         except jinja2.TemplateError as error:
             raise InputError(f"the chat template does not work: {one_line(error)}") from error
         if text.count(_MARK) != 1:
             raise InputError("the chat template does not print an assistant's content as it is")
-        after = text.split(_MARK)[1]
+        before, after = text.split(_MARK)
+        # A prompt that the whole text does not begin with (some add an empty thought) is complete.
+        opening = before[len(prompt) :] if before.startswith(prompt) else ""
         special = {
             token.content: token_id
             for token_id, token in tokenizer.added_tokens_decoder.items()
@@ -121,7 +145,7 @@ class Chat:
             raise InputError("the chat template puts no special token behind an assistant's turn")
         at, token = min(ends)
         pattern = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)))
-        return Chat(tokenizer, after[: at + len(token)], special[token], pattern)
+        return Chat(tokenizer, opening, trims, after[: at + len(token)], special[token], pattern)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text before an answer: all turns, and the opening of the assistant's."""
@@ -149,17 +173,21 @@ class Chat:
             spans = [self._span(prompt, turns.messages, number) for number in turns.earlier]
         except jinja2.TemplateError as error:
             raise UnusableTurns(f"the chat template refuses it: {one_line(error)}") from error
-        text = prompt + turns.completion + self.end_of_turn
+        text = prompt + self._said(turns.completion)
         if turns.whole:
             return Layout(text, ((0, len(text)),))
         return Layout(text, (*spans, (len(prompt), len(text))))
 
     def _span(self, text: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         before = self.prompt_text(messages[:number])
-        said = before + messages[number]["content"] + self.end_of_turn
+        said = before + self._said(messages[number]["content"])
         if not text.startswith(said):
             raise UnusableTurns(f"the chat template rewrites turn {number + 1}")
         return len(before), len(said)
+
+    def _said(self, content: str) -> str:
+        """What the assistant writes behind a prompt."""
+        return self.opening + (content.strip() if self.trims else content) + self.end_of_turn
 
     def encode(self, pairs: Iterable[tuple[Sequence[Message], str]]) -> list[Encoded]:
         """Tokenizes prompts with their completions; see `encode_layouts`."""
@@ -192,8 +220,9 @@ class Chat:
         return {text: len(e.ids) for text, e in zip(distinct, encodings, strict=True)}
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of generated tokens, special tokens left out."""
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        """Text of generated tokens, special tokens and the opening of the turn left out."""
+        text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return text.removeprefix(self.special_tokens.sub("", self.opening))
 
     def special_token_in(self, *texts: str) -> str:
         """The first special token that stands in a text as characters, or "".
@@ -203,6 +232,14 @@ class Chat:
         for text in texts:
             if match := self.special_tokens.search(text):
                 return match.group()
+        return ""
+
+    def missing_character(self, text: str) -> str:
+        """The first character, blanks apart, for which the tokenizer has no token, or ""."""
+        for character in dict.fromkeys(text):
+            encoding = self._backend.encode(character, add_special_tokens=False)
+            if not encoding.ids and not character.isspace():
+                return character
         return ""
 
     @property

@@ -151,12 +151,12 @@ def collect(
         rows = read_task(task, where, hub_split)
         while taken := list(islice(rows, CHUNK)):
             records = [row for row in taken if isinstance(row, Record)]
-            found.num_records += len(taken)
             for record in records:
                 found.columns.update(record.fields)
             if records and not found.first_origin:
                 found.first_origin = records[0].origin
                 fmt = "" if templates else conversation_format(task, records[0])
+            found.num_records += sum(_num_records(row, fmt) for row in taken)
             if chunk % part[1] == part[0]:
                 rejected = [row for row in taken if isinstance(row, Rejected)]
                 if templates:
@@ -171,6 +171,14 @@ def collect(
     found.labels = list(label_codes)
     _refuse_missing_columns(task, templates, found)
     return found
+
+
+def _num_records(row: Record | Rejected, fmt: str) -> int:
+    """How many records a row stands for: a Super-NaturalInstructions file has one an instance."""
+    if fmt != "superni" or isinstance(row, Rejected):
+        return 1
+    instances = row.fields.get("Instances")
+    return max(1, len(instances)) if isinstance(instances, list) else 1
 
 
 def _index(

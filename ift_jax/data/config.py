@@ -29,7 +29,8 @@ class TaskConfig:
         template_names: those of the file to use; () uses all.
         template_choice: with several, "one" per record, drawn by seed, or "all".
         split_by: columns whose text decides a record's split, so that equal text never
-            stands in two; () takes the columns that the prompts read.
+            stands in two; () takes the columns that the prompts read, those of inverted
+            templates (original_task: false) left out.
         group_by: columns whose values keep records together: all of a group (a product, a
             person, a document) go to one split, and train gives up text that another holds.
         validation_source, test_source: the set's own splits, read as `source` is; "" takes

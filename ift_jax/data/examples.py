@@ -101,7 +101,9 @@ def from_templates(
         for t in _chosen_templates(task, len(templates), record, seed):
             chosen[t].append(number)
     results: list[list[Example]] = [[] for _ in records]
-    split_columns = task.split_by or sorted({c for t in templates for c in t.prompt_columns})
+    # An inverted template asks with the label and answers with the text.
+    asking = [t for t in templates if t.metadata.get("original_task") is not False] or templates
+    split_columns = task.split_by or sorted({c for t in asking for c in t.prompt_columns})
     all_columns = sorted({c for t in templates for c in t.columns})
     digests = [_digests(task, record, split_columns, all_columns) for record in records]
     for template, numbers in zip(templates, chosen, strict=True):

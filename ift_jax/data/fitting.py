@@ -33,7 +33,7 @@ def fit_examples(
     """Examples with their tokens; those of no use go to `rejected`, with the reason.
 
     Dropped are those over `max_length` (or cut, or refused), those with special tokens as
-    text, and those that the chat template refuses.
+    text or characters that the tokenizer lacks, and those that the chat template refuses.
 
     Raises:
         InputError: for a long example, if `on_too_long` says so.
@@ -56,6 +56,11 @@ def fit_examples(
     counts = chat.count_tokens({c for e in clean for c in (*e.choices, e.completion) if e.choices})
     fitted = []
     for example, tokens in zip(clean, encoded, strict=True):
+        if not tokens.covers_text():
+            missing = chat.missing_character(tokens.text)
+            detail = f"the tokenizer has no token for {missing!r} and would drop it"
+            rejected.append(Rejected(example.origin, "no_token", detail))
+            continue
         more = [counts[choice] - counts[example.completion] for choice in example.choices]
         room = config.max_length - max(more, default=0)
         length = len(tokens.ids) + max(more, default=0)
@@ -76,10 +81,15 @@ def fit_examples(
 
 
 def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -> Fitted | None:
-    """Cuts the middle of the last user turn until the example fits; None if it cannot."""
-    if not example.messages:
+    """Cuts the middle of the last turn that is not the assistant's until the example fits.
+
+    Returns None if that does not help. What the assistant said is left whole: it may be trained.
+    """
+    asked = [n for n, turn in enumerate(example.messages) if turn["role"] in ("user", "tool")]
+    if not asked:
         return None
-    content = example.messages[-1]["content"]
+    last_asked = example.messages[asked[-1]]
+    content = last_asked["content"]
     for margin in (4, 12, 40):
         start = tokens.text.rfind(content)
         inside = np.flatnonzero(
@@ -92,8 +102,9 @@ def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -
         first = int(tokens.spans[inside[middle], 0]) - start
         last = int(tokens.spans[inside[middle + excess - 1], 1]) - start
         shorter = content[:first].rstrip() + _ELLIPSIS + content[last:].lstrip()
-        messages = (*example.messages[:-1], {**example.messages[-1], "content": shorter})
-        shortened = example.with_messages(messages)
+        messages = list(example.messages)
+        messages[asked[-1]] = {**last_asked, "content": shorter}
+        shortened = example.with_messages(tuple(messages))
         new = encode_examples(chat, [shortened])[0]
         if len(new.ids) <= max_length:
             return Fitted(shortened, new, truncated=True)

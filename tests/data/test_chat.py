@@ -6,7 +6,7 @@ from conftest import make_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ift_jax.data.chat import PLAIN_TEMPLATE, Chat
+from ift_jax.data.chat import PLAIN_TEMPLATE, Chat, Turns
 from ift_jax.errors import InputError
 
 properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -16,12 +16,15 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
-def bpe_tokenizer(merges=(), template=None, *, adds_bos=False):
-    """A byte-level tokenizer with merges, specials <s> and </s>, without a template by default."""
+def bpe_tokenizer(merges=(), template=None, *, adds_bos=False, without=""):
+    """A byte-level tokenizer with merges, specials <s> and </s>, without a template by default.
+
+    It has no token for the bytes whose letters stand in `without`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = ["<s>", "</s>", *sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*without})]
     tokens += ["".join(merge) for merge in merges]
     vocab = {token: number for number, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
@@ -164,6 +167,37 @@ def test_a_template_that_cannot_teach_to_stop_is_refused(template, says):
     with pytest.raises(InputError, match=says) as caught:
         Chat.of(bpe_tokenizer(template=template))
     assert "\n" not in str(caught.value)
+
+
+MISTRAL = (
+    "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ ' ' + m['content'] + '</s>' }}{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+def test_what_a_template_puts_before_an_answer_is_trained_and_left_out_of_what_is_said():
+    """Without it, chats are not those that the template prints, and no earlier turn is found."""
+    chat = Chat.of(bpe_tokenizer(template=MISTRAL))
+    assert chat.opening == " "
+    turns = [*user("1"), {"role": "assistant", "content": "one"}, *user("2")]
+    [one] = chat.encode_layouts([chat.layout(Turns(tuple(turns), "two", earlier=(1,)))])
+    whole = [*turns, {"role": "assistant", "content": "two"}]
+    assert one.text == chat.tokenizer.apply_chat_template(whole, tokenize=False)
+    assert trained_text(chat, one) == " one</s> two</s>"
+    assert chat.decode(one.ids[-5:]) == "two"
+    assert chat.prompt_text(turns).endswith("[/INST]")
+
+
+def test_blanks_around_an_answer_go_where_the_template_drops_them():
+    trimming = MISTRAL.replace("' ' + m['content'] +", "m['content'] | trim +")
+    chat = Chat.of(bpe_tokenizer(template=trimming))
+    turns = [*user("1"), {"role": "assistant", "content": " one\n"}, *user("2")]
+    [one] = chat.encode_layouts([chat.layout(Turns(tuple(turns), "\ttwo ", earlier=(1,)))])
+    assert trained_text(chat, one) == "one</s>two</s>"
+    keeping = Chat.of(bpe_tokenizer(template=MISTRAL))
+    [one] = keeping.encode([(user("1"), " one\n")])
+    assert trained_text(keeping, one) == "  one\n</s>"
 
 
 def test_a_tokenizer_without_template_gets_the_plain_one_and_keeps_it(tmp_path):

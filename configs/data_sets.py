@@ -1,0 +1,264 @@
+"""One task, or a few, for each folder of a collection of real data sets.
+
+    ift data --config=data_sets:trec --preview=2
+    ift train --config=data_sets:trec --workdir=runs/trec
+
+`names()` lists the sets. Their folders lie in IFT_JAX_DATA, or else in ../shared/data.
+
+Where a set comes with a test file of its own, `source` is its training file alone. Everywhere
+`split_by` says what makes two records the same text. Equal text goes to the same split in every
+task, so sets that share text can be mixed: flan_cot holds the training questions of gsm8k.
+"""
+
+import difflib
+import os
+
+from ift_jax.config import default_config, task_config
+from ift_jax.errors import InputError
+
+_FOLDER = os.environ.get("IFT_JAX_DATA", "../shared/data")
+
+
+def _task(name, *files, **fields):
+    return task_config(name=name, source=tuple(f"{_FOLDER}/{file}" for file in files), **fields)
+
+
+def _small_task(name, *templates):
+    """A task of instruction_induction: its instruction is a template of the file's name."""
+    return _task(
+        f"induce_{name}",
+        f"instruction_induction/induce.{name}.json*",
+        records_at="examples.*",
+        templates="small_tasks",
+        template_names=(name, *templates),
+        split_by=("input",),
+    )
+
+
+# The tasks of each set.
+_TASKS = {
+    "amazon_reviews": (
+        _task(
+            "rating",
+            "amazon_reviews/*.jsonl.gz",
+            templates="rating",
+            split_by=("review_body",),
+            balance_by="star_rating",  # 56 % have five stars
+            train_size=2500,
+            validation_size=250,
+            test_size=250,
+        ),
+        _task(
+            "headline",
+            "amazon_reviews/*.jsonl.gz",
+            templates="headline",
+            split_by=("review_body",),
+        ),
+        _task(
+            "review_writing",
+            "amazon_reviews/*.jsonl.gz",
+            templates="review_writing",
+            split_by=("review_body",),
+        ),
+    ),
+    "uci_sentences": (
+        _task(
+            "sentiment",
+            "uci_sentences/*.txt",
+            file_format="tsv",
+            quoted=False,
+            templates="sentiment",
+            split_by=("reviews",),
+        ),
+    ),
+    "trec": (
+        _task(
+            "question_type",
+            "trec/TREC.train.gz",
+            line_pattern=r"(?P<coarse>[A-Z]+):(?P<fine>\w+) (?P<question>.+)",
+            encoding="latin-1",
+            templates="question_type",
+            split_by=("question",),
+        ),
+    ),
+    "sms_spam": (
+        _task(
+            "spam",
+            "sms_spam/sms.tsv.gz",
+            columns=("label", "text"),
+            quoted=False,
+            templates="spam",
+            split_by=("text",),
+        ),
+    ),
+    "banking77": (
+        _task("intent", "banking77/train.csv.gz", templates="intent", split_by=("text",)),
+    ),
+    "ag_news": (
+        _task("topic", "ag_news/train.json.gz", templates="topic", split_by=("sentence",)),
+    ),
+    "rte": (_task("nli", "rte/train.json.gz", templates="nli", split_by=("sentence",)),),
+    "boolq": (
+        _task(
+            "yes_no_questions",
+            "boolq/train.json.gz",
+            templates="yes_no_questions",
+            split_by=("sentence",),
+        ),
+    ),
+    "xquad": (
+        _task(
+            "question_answering",
+            "xquad/*.json.gz",
+            records_at="data.*.paragraphs.*.qas",
+            templates="question_answering",
+            split_by=("title",),  # the four languages are translations of the same articles
+        ),
+    ),
+    "gsm8k": (
+        _task(
+            "word_problems",
+            "gsm8k/train.jsonl.gz",
+            templates="word_problems",
+            split_by=("question",),
+        ),
+    ),
+    "flan_cot": (
+        _task(
+            "reasoning",
+            "flan_cot/*.tsv.gz",
+            columns=("question", "answer", "rationale"),
+            quoted=False,
+            templates="reasoning",
+            split_by=("question",),
+        ),
+    ),
+    "wnut17": (
+        _task(
+            "ner",
+            "wnut17/wnut17train.conll.gz",
+            file_format="conll",
+            templates="ner",
+            split_by=("tokens",),
+        ),
+    ),
+    "restaurant8k": (
+        _task(
+            "slots",
+            "restaurant8k/train_0.json.gz",
+            templates="slots",
+            split_by=("userInput",),
+        ),
+    ),
+    "dialogsum": (
+        _task(
+            "dialogue_summary",
+            "dialogsum/dialogsum.train.jsonl.gz",
+            templates="dialogue_summary",
+            split_by=("dialogue",),
+        ),
+    ),
+    "tatoeba": tuple(
+        _task(
+            f"{language}_english",
+            f"tatoeba/tatoeba.{code}-eng.{code}",
+            f"tatoeba/tatoeba.{code}-eng.eng",
+            file_format="parallel",
+            columns=(language, "english"),
+            templates=templates,
+            split_by=("english",),
+        )
+        for language, code, templates in (
+            ("german", "deu", "translation"),
+            ("french", "fra", "translation_french"),
+        )
+    ),
+    # Every template of a family has much the same 200 texts, and no column says which, so whole
+    # families are held out, as T0 does.
+    "t0_p3_templates": (
+        _task(
+            "t0_train",
+            "t0_p3_templates/[!gp]*",
+            "t0_p3_templates/gigaword*",
+            validation_fraction=0.0,
+            test_fraction=0.0,
+        ),
+        _task(
+            "t0_validation",
+            "t0_p3_templates/paws*",
+            validation_fraction=1.0,
+            test_fraction=0.0,
+        ),
+        _task("t0_test", "t0_p3_templates/glue*", validation_fraction=0.0, test_fraction=1.0),
+    ),
+    "superni_tasks": (_task("superni", "superni_tasks/*.json.gz"),),
+    # cause_and_effect and common_concept, 25 and 16 examples, have other columns.
+    "instruction_induction": (
+        _small_task("active_to_passive", "Passive to active"),
+        _small_task("antonyms"),
+        _small_task("diff"),
+        _small_task("first_word_letter"),
+        _small_task("informal_to_formal", "Formal to informal"),
+        _small_task("larger_animal"),
+        _small_task("letters_list", "Letters to word"),
+        _small_task("negation"),
+        _small_task("num_to_verbal", "Words to number"),
+        _small_task("orthography_starts_with"),
+        _small_task("rhymes"),
+        _small_task("second_word_letter"),
+        _small_task("sentence_similarity"),
+        _small_task("sentiment"),
+        _small_task("singular_to_plural", "Plural to singular"),
+        _small_task("sum"),
+        _small_task("synonyms"),
+        _small_task("taxonomy_animal"),
+        _small_task("translation_en-de", "German word to English"),
+        _small_task("translation_en-es"),
+        _small_task("translation_en-fr"),
+        _small_task("word_in_context"),
+    ),
+    # Its files ask to be kept out of training.
+    "bbh": (
+        _task(
+            "bbh",
+            "bbh/*.json",
+            records_at="examples",
+            templates="exact_answer",
+            template_names=("Answer in the form asked for",),
+            validation_fraction=0.0,
+            test_fraction=1.0,
+        ),
+    ),
+    "self_instruct_seed": (
+        _task(
+            "self_instruct",
+            "self_instruct_seed/seed_tasks.jsonl",
+            records_at="instances",
+            split_by=("instruction",),
+        ),
+    ),
+    "dolly_short": (_task("dolly", "dolly_short/dolly_short_6400.jsonl.gz"),),
+    "raschka_instructions": (_task("raschka", "raschka_instructions/instruction-data.json"),),
+    "alpaca_en_demo": (_task("alpaca", "alpaca_en_demo/alpaca_en_demo.json.gz"),),
+    # The other file of the folder has questions without answers.
+    "chat_multiturn": (_task("tool_chat", "chat_multiturn/glaive_toolcall_en_demo.json.gz"),),
+}
+
+
+def names():
+    """The sets that `--config=data_sets:NAME` knows."""
+    return list(_TASKS)
+
+
+def get_config(name=""):
+    if name not in _TASKS:
+        close = difflib.get_close_matches(name, _TASKS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        wrong = f"no data set {name!r}" if name else "no data set is named"
+        raise InputError(f"--config=data_sets:NAME: {wrong}; {hint}there are {', '.join(_TASKS)}")
+    config = default_config()
+    config.data.tasks = _TASKS[name]
+    # Long enough for nearly all; a passage of xquad that is cut may lose the answer.
+    config.data.max_length = 2048 if name in ("xquad", "chat_multiturn") else 1024
+    config.data.on_too_long = "truncate"
+    return config

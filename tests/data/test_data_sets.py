@@ -1,0 +1,154 @@
+"""Every set of configs/data_sets.py becomes examples, on a sample of its own records.
+
+The configs, files, templates, tokenizer and pipeline are the real ones. Of each source every n-th
+record is taken, which is the only thing that makes this quick.
+"""
+
+import runpy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from ift_jax.config import build_run_config
+from ift_jax.data import collect, pipeline
+from ift_jax.data.config import SPLITS
+from ift_jax.data.records import Record
+from ift_jax.data.sources import read_records
+from ift_jax.data.splits import split_key
+from ift_jax.errors import InputError
+from ift_jax.language_model import load_chat
+
+CONFIG = ROOT / "configs" / "data_sets.py"
+NAMES = runpy.run_path(str(CONFIG))["names"]()
+EVERY_SET = pytest.mark.parametrize("name", NAMES)
+SAMPLE = 300  # records of a source
+# Held out as a whole: its files ask to be kept out of training.
+NOT_TRAINED = {"bbh"}
+
+
+@pytest.fixture(scope="module")
+def chat(smollm2):
+    return load_chat(smollm2)
+
+
+@pytest.fixture(scope="module")
+def built(shared_data, chat):
+    """Builds a set on a sample of its records, once."""
+    known = {}
+
+    def build(name):
+        if name not in known:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("IFT_JAX_DATA", str(shared_data))
+                patch.setattr(collect, "read_records", sampled)
+                config = build_run_config(
+                    runpy.run_path(str(CONFIG))["get_config"](name).to_dict()
+                ).data
+                # A sample has too few records for the sizes of subsets.
+                tasks = [
+                    replace(task, train_size=0, validation_size=0, test_size=0)
+                    for task in config.tasks
+                ]
+                known[name] = pipeline.build(replace(config, tasks=tuple(tasks)), chat)
+        return known[name]
+
+    return build
+
+
+def sampled(source, **options):
+    rows = [thinned(row) for row in read_records(source, **options)]
+    return iter(rows[:: max(1, len(rows) // SAMPLE)])
+
+
+def thinned(row):
+    """A file of Super-NaturalInstructions is one record with thousands of instances."""
+    if not isinstance(row, Record) or "Instances" not in row.fields:
+        return row
+    instances = row.fields["Instances"]
+    return replace(row, fields={**row.fields, "Instances": instances[:: len(instances) // SAMPLE]})
+
+
+def stored(data):
+    """(split, example, token ids, trained) of every example."""
+    for task in data.tasks:
+        for split in SPLITS:
+            for number in range(len(task.splits[split])):
+                yield split, *task.splits[split].stored(number)
+
+
+def trained_texts(chat, ids, trained):
+    edges = np.flatnonzero(np.diff([0, *trained.astype(int), 0]))
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [chat.tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=False) for a, b in pairs]
+
+
+def test_there_is_a_config_for_every_folder(shared_data):
+    folders = {path.name for path in shared_data.iterdir() if path.is_dir()}
+    assert set(NAMES) == folders - {"promptsource"}
+
+
+@EVERY_SET
+def test_a_set_becomes_training_examples(name, built):
+    data = built(name)
+    assert len(data.examples("train")) + len(data.examples("test")) > 100
+    assert bool(data.examples("train")) == (name not in NOT_TRAINED)
+    assert len(data.examples("validation")) > 0 or name in NOT_TRAINED
+    assert len(data.examples("test")) > 0
+
+
+@EVERY_SET
+def test_what_is_trained_are_the_answers_with_their_ends_of_turn(name, built, chat):
+    for _, example, ids, trained in stored(built(name)):
+        answers = [example.messages[turn]["content"] for turn in example.turns.earlier]
+        wanted = [answer + chat.end_of_turn for answer in (*answers, example.completion)]
+        assert trained_texts(chat, ids, trained) == wanted, example.origin
+
+
+@EVERY_SET
+def test_no_text_stands_in_two_splits(name, built):
+    splits = {}
+    for split, example, _, _ in stored(built(name)):
+        splits.setdefault(example.key, set()).add(split)
+    assert max(map(len, splits.values())) == 1
+
+
+@EVERY_SET
+def test_the_card_of_a_set_adds_up(name, built):
+    data = built(name)
+    card = pipeline.card(data)
+    for task in data.tasks:
+        counted = card["tasks"][task.config.name]
+        kept = sum(counted["splits"][split]["records"] for split in SPLITS)
+        gone = sum(counted["rejected"].values()) + sum(task.removed.values())
+        assert counted["records"] == kept + gone, task.config.name
+        for split in SPLITS:
+            part, examples = counted["splits"][split], task.splits[split]
+            assert part["examples"] == len(examples) == sum(part["templates"].values())
+            tokens = [examples.stored(number) for number in range(len(examples))]
+            assert part["tokens"] == sum(len(one.ids) for one in tokens)
+            assert part["trained_tokens"] == sum(int(one.trained.sum()) for one in tokens)
+            assert part["longest"] <= card["max_length"]
+
+
+def test_text_that_two_sets_share_goes_to_one_split(shared_data):
+    """flan_cot has the questions of gsm8k: the same key, and so the same split."""
+
+    def keys(source, **options):
+        rows = read_records(str(shared_data / source), **options)
+        return {split_key(row.fields["question"]) for row in rows}
+
+    columns = ("question", "answer", "rationale")
+    shared = keys("flan_cot/gsm8k_train.tsv.gz", columns=columns, quoted=False)
+    own = keys("gsm8k/train.jsonl.gz")
+    assert len(own & shared) > 0.99 * len(own)
+    assert not shared & keys("gsm8k/test.jsonl.gz")
+
+
+def test_an_unknown_set_is_refused_with_the_known_ones():
+    get_config = runpy.run_path(str(CONFIG))["get_config"]
+    with pytest.raises(InputError, match=r"no data set 'trek'; did you mean trec\? there are amaz"):
+        get_config("trek")
+    with pytest.raises(InputError, match="no data set is named; there are amazon_reviews, uci_sen"):
+        get_config()
