@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -75,7 +75,7 @@ class LanguageModel:
         sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params)]
         return f"LanguageModel({self.hf_config['model_type']}, {sum(sizes):,} parameters)"
 
-    @property
+    @cached_property
     def chat(self) -> Chat:
         """How prompts become token ids. Raises InputError for a model without a tokenizer."""
         if self.tokenizer is None:

@@ -5,7 +5,7 @@ Training, ranking and generation all build their prompts here, so they cannot di
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jinja2
@@ -74,17 +74,6 @@ class Encoded:
         """int32 [n, 2]; the characters of the text that token i covers."""
         return np.array(self.encoding.offsets, np.int32).reshape(-1, 2)
 
-    def covers_text(self) -> bool:
-        """Whether every character but blanks, which some tokenizers drop on purpose, has a token.
-
-        Behind a character without one, the spans of a word are wrong.
-        """
-        ends = np.maximum.accumulate(self.spans[:, 1])
-        before = np.concatenate([[0], ends])
-        after = np.concatenate([self.spans[:, 0], [len(self.text)]])
-        gaps = np.flatnonzero(after > before)
-        return not any(self.text[before[g] : after[g]].strip() for g in gaps)
-
 
 @dataclass(frozen=True)
 class Chat:
@@ -99,6 +88,7 @@ class Chat:
         end_of_turn: the text that closes an assistant's turn, up to its special token.
         end_of_turn_id: that token.
         special_tokens: pattern of every special token's text.
+        known_characters: those that are known to have tokens, so that each is tried once.
     """
 
     tokenizer: Any
@@ -107,6 +97,7 @@ class Chat:
     end_of_turn: str
     end_of_turn_id: int
     special_tokens: re.Pattern[str]
+    known_characters: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @staticmethod
     def of(tokenizer: Any) -> "Chat":
@@ -235,11 +226,15 @@ class Chat:
         return ""
 
     def missing_character(self, text: str) -> str:
-        """The first character, blanks apart, for which the tokenizer has no token, or ""."""
-        for character in dict.fromkeys(text):
+        """A character, blanks apart, for which the tokenizer has no token, or "".
+
+        It would be dropped without a trace. SmolLM2 has none for U+0016 and five more.
+        """
+        for character in sorted(set(text) - self.known_characters):
             encoding = self._backend.encode(character, add_special_tokens=False)
             if not encoding.ids and not character.isspace():
                 return character
+            self.known_characters.add(character)
         return ""
 
     @property

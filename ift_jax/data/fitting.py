@@ -56,8 +56,7 @@ def fit_examples(
     counts = chat.count_tokens({c for e in clean for c in (*e.choices, e.completion) if e.choices})
     fitted = []
     for example, tokens in zip(clean, encoded, strict=True):
-        if not tokens.covers_text():
-            missing = chat.missing_character(tokens.text)
+        if missing := chat.missing_character(tokens.text):
             detail = f"the tokenizer has no token for {missing!r} and would drop it"
             rejected.append(Rejected(example.origin, "no_token", detail))
             continue

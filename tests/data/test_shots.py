@@ -30,14 +30,16 @@ def test_shots_are_solved_examples_of_the_same_split_and_template(folder):
     data = folder.build(reviews(80), task=task, max_length=2048)
     train = data.tasks[0].splits["train"]
     solved = {(question(e), e.completion, e.template) for e in train}
-    held_out = {question(e) for s in ("validation", "test") for e in data.examples(s)}
+    held_out = {
+        (question(e), e.completion) for s in ("validation", "test") for e in data.examples(s)
+    }
     for example in train:
         assert example.shots == 3
         assert [m["role"] for m in example.messages] == ["user", "assistant"] * 3 + ["user"]
         turns = [m["content"] for m in example.messages]
         for asked, answered in zip(turns[0:-1:2], turns[1::2], strict=True):
             assert (asked, answered, example.template) in solved
-            assert asked not in held_out
+            assert (asked, answered) not in held_out
             assert (asked, answered) != (turns[-1], example.completion)
     assert all(e.shots == 0 for s in ("validation", "test") for e in data.examples(s))
 
