@@ -41,6 +41,7 @@ def main(_: list[str]) -> None:
         print("\n".join(findings) or "nothing doubtful")
         sys.exit(1 if findings else 0)
     from ift_jax.data.prepared import prepare
+    from ift_jax.data.rows import pack
     from ift_jax.language_model import load_chat
 
     chat = load_chat(config.model.path)
@@ -53,6 +54,8 @@ def main(_: list[str]) -> None:
         card = pipeline.card(data)
     if card:
         print(card_text(card))
+    if data and card and card["mixture"]:
+        print(f"training: {pack(data, 'train', config.data.seed)[0].summary()}")
     if _PREVIEW.value:
         data = data or pipeline.build(config.data, chat)
         colour = sys.stdout.isatty()

@@ -101,6 +101,48 @@ def test_training_lowers_the_loss(finished):
     assert losses[-1] < losses[0] - 0.2
 
 
+def test_a_mixture_trains_from_a_prepared_set_and_resumes(tiny_llama, tmp_path):
+    """Stopped half-way and run again, the parameters are those of a run that was not stopped."""
+    from ift_jax.data.prepared import prepare
+
+    tree = run_tree(tiny_llama, evaluation__shots=[0, 1])
+    other = {**tree["data"]["tasks"][0], "name": "replayed", "train_size": 20, "replay": True,
+             "template_names": ["Write a review"], "split_by": ["review_body"],
+             "validation_fraction": 0.0, "test_fraction": 0.0,
+             "validation_size": 0, "test_size": 0}  # fmt: skip
+    del other["balance_by"]
+    tree["data"]["tasks"].append(other)
+    tree["data"]["mixture"] = {"replay_share": 0.3}
+    config = build_run_config(tree)
+    card = prepare(config.data, load_pretrained(tiny_llama).chat, tmp_path / "set")
+    assert card["mixture"]["tasks"]["replayed"]["share"] == pytest.approx(0.3, abs=0.01)
+    tree["data"]["prepared"] = str(tmp_path / "set")
+    config = build_run_config(tree)
+
+    rows = train(config, tmp_path / "whole")
+    assert {r["task"] for r in rows} == {"rating"}
+    stored = json.loads((tmp_path / "whole" / "data" / "card.json").read_text())
+    assert stored == card
+
+    def stop_after_three(self, state, score):
+        save(self, state, score)
+        if int(state.step) == 3:
+            raise KeyboardInterrupt
+
+    save = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop_after_three)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped")
+    assert Checkpoints(tmp_path / "stopped").latest() == 3
+    assert train(config, tmp_path / "stopped") == rows
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()
+             for name in ("whole", "stopped")]  # fmt: skip
+    losses = [[(r["step"], r["loss"]) for r in map(json.loads, one) if "loss" in r]
+              for one in lines]  # fmt: skip
+    assert losses[0] == losses[1]
+
+
 def kill_when(condition, process, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
