@@ -16,7 +16,7 @@ import os
 from ift_jax.config import default_config, task_config
 from ift_jax.errors import InputError
 
-_FOLDER = os.environ.get("IFT_JAX_DATA", "../shared/data")
+_FOLDER = os.environ.get("IFT_JAX_DATA") or "../shared/data"
 
 
 def _task(name, *files, **fields):

@@ -176,6 +176,25 @@ def test_a_config_of_ours_is_found_from_any_folder(place, tiny_llama, config):
     assert "task rating: 40 records" in outcome.stdout
 
 
+def test_a_config_takes_what_stands_behind_its_colon(place, tiny_llama):
+    records = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(30)]
+    (place.path / "raschka_instructions").mkdir()
+    file = place.path / "raschka_instructions" / "instruction-data.json"
+    file.write_text(json.dumps(records))
+    for config in ("data_sets:raschka_instructions", "configs/data_sets.py:raschka_instructions"):
+        outcome = place.run(
+            "data", f"--config={config}", f"--config.model.path={tiny_llama}",
+            IFT_JAX_DATA=str(place.path),
+        )  # fmt: skip
+        assert (outcome.status, outcome.stderr) == (0, "")
+        assert "task raschka: 30 records, 0 rejected" in outcome.stdout
+    said = place.refusal("data", "--config=data_sets:raska_instructions")
+    assert "no data set 'raska_instructions'; did you mean raschka_instructions?" in said
+    assert "--config=data_sets:NAME: no data set is named; there are amazon_reviews, uci_se" in (
+        place.refusal("data", "--config=data_sets")
+    )
+
+
 # The path from data to an exported model
 
 

@@ -121,6 +121,19 @@ def test_equal_questions_land_in_one_split_and_repeats_are_dropped(chat, tmp_pat
     assert data.tasks[0].removed["duplicates"] == 80
 
 
+def test_every_instance_of_a_superni_file_counts_as_a_record(chat, tmp_path):
+    """One bad instance of forty is within the limit; of one file it would be all."""
+    instances = [{"input": f"word {n}", "output": [f"{n}"]} for n in range(40)]
+    bad = [{"input": "", "output": ["x"]}]
+    file = {"Definition": "Count.", "Positive Examples": [], "Instances": [*instances, *bad]}
+    task = built(chat, tmp_path, [file]).tasks[0]
+    assert task.num_records == 41
+    assert [r.reason for r in task.rejected] == ["empty_prompt"]
+    file["Instances"] += bad * 2
+    with pytest.raises(InputError, match="3 of 43 records were rejected"):
+        built(chat, tmp_path, [file])
+
+
 def test_an_unknown_format_names_the_field():
     with pytest.raises(InputError, match=r"config\.data\.tasks: t\.format"):
         TaskConfig(name="t", format="sharedgpt")

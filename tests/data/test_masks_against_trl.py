@@ -368,7 +368,7 @@ def test_a_trainer_and_its_collator_keep_the_end_of_turn_that_is_padding_too(tin
 
 
 def test_a_collator_that_masks_padding_by_its_id_never_trains_the_end_of_turn():
-    """transformers' collator, which TRL used before 0.20 and takes as `data_collator`."""
+    """TRL's own collator does not; transformers', which SFTTrainer takes as well, does."""
     transformers = pytest.importorskip("transformers")
     tokenizer = make_tokenizer()
     messages = chat_of("a", "b")

@@ -136,6 +136,36 @@ def test_without_split_by_the_text_of_the_prompt_decides(folder):
     assert not splits["validation"] & splits["test"]
 
 
+INVERTED = """  invert: !Template
+    id: invert
+    name: Invert
+    jinja: "Write a review of {{ stars }} stars. ||| {{ text }}"
+    answer_choices: null
+    metadata: !TemplateMetadata {original_task: false}
+    reference: ""
+"""
+
+
+def test_an_inverted_template_does_not_split_by_the_label(folder):
+    """Its prompt reads the label: two labels of a text would go two ways."""
+    (folder.path / "templates.yaml").write_text(TEMPLATES + INVERTED)
+    records = reviews(60)
+    again = [{**r, "stars": r["stars"] % 5 + 1} for r in records]
+    names = ("Rate", "Invert")
+    task = {"split_by": (), "template_names": names, "template_choice": "all"}
+    data = folder.build([*records, *again], task=task)
+    homes = {}
+    for split in SPLITS:
+        for e in data.examples(split):
+            number = (int(e.origin.rpartition(":")[2]) - 1) % 60  # of the text
+            homes.setdefault(number, set()).add(split)
+    assert len(homes) == 60
+    assert all(len(splits) == 1 for splits in homes.values())
+    # With nothing but inverted templates, what they ask with decides.
+    alone = folder.build(records, task={**task, "template_names": ("Invert",)})
+    assert sum(bool(alone.examples(split)) for split in SPLITS) >= 2
+
+
 def test_a_group_stays_together_and_loses_nothing(folder):
     data = folder.build(reviews(70), task={"split_by": ("title",)})
     titles = {

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 from batches import packed_batch, random_examples, unpacked_batch
+from conftest import make_tokenizer
 
+from ift_jax.data.chat import Chat, Turns
+from ift_jax.data.config import DataConfig
+from ift_jax.data.examples import Example
+from ift_jax.data.fitting import fit_examples
 from ift_jax.data.loader import Batches, RowSource
+from ift_jax.data.packing import Examples
 from ift_jax.language_model import load_pretrained
 from ift_jax.train import loss
 from ift_jax.train.loss import loss_sums, token_nll
@@ -71,6 +77,84 @@ def test_a_shared_prefix_beside_the_rows_changes_neither_sums_nor_gradients(mode
     assert float(a.weight) == float(b.weight)
     assert float(a.tokens) < float(b.tokens)
     assert_trees_close(gradients(model, beside, shared), gradients(model, written_out))
+
+
+LONG = "a long story " * 20
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def chat_examples():
+    """Chats of one to three trained turns, some with a prompt that was cut."""
+
+    def turns(*contents):
+        roles = ("user", "assistant")
+        said = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents[:-1])]
+        return Turns((SYSTEM, *said), contents[-1], earlier=tuple(range(2, len(contents), 2)))
+
+    found = [
+        turns("1+1?", "2"),
+        turns("Hi.", "Hello, 漢!", "Again?", "Yes."),
+        turns("a", "b", "c", "d", "e", "f"),
+        turns(f"Sum up: {LONG}", "Long."),
+        turns("Hi.", "Hello.", f"And {LONG}?", "No."),
+    ]
+    examples = [Example("t", "chat", one, (), "", "", "", "", "", "") for one in found]
+    config = DataConfig(max_length=150, on_too_long="truncate")
+    fitted = fit_examples(examples, config, Chat.of(make_tokenizer()), [])
+    assert [one.truncated for one in fitted] == [False, False, False, True, True]
+    return Examples.join([(one.tokens.ids, one.tokens.trained) for one in fitted])
+
+
+def token_losses(model, source, prefix=None):
+    """The loss of each target of each example, from all rows of an epoch, and the gradient.
+
+    The derivative of the summed loss by the weight of a target is that target's loss.
+    """
+    batch = Batches(source, source.rows_per_epoch, 1)[0]
+
+    def nll(weights, params):
+        return loss_sums(model.structure, params, batch._replace(weights=weights), prefix).nll
+
+    by_weight, by_params = jax.jit(jax.grad(nll, (0, 1)))(jnp.asarray(batch.weights), model.params)
+    found = {}
+    for row in range(source.rows_per_epoch):
+        used = batch.weights[row] > 0
+        segments = batch.segment_ids[row][batch.target_positions[row][used]]
+        members = source.members(row)[segments - 1]
+        for member in np.unique(members).tolist():
+            found[member] = np.asarray(by_weight[row])[used][members == member]
+    return found, by_params
+
+
+def test_every_token_of_a_chat_has_the_loss_that_it_has_alone_in_torch(model, tiny_llama):
+    """Packed, in a row of its own, or behind a shared prefix: chats of several turns, some cut."""
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    examples = chat_examples()
+    expected = {}
+    for number in range(len(examples.lengths)):
+        ids, trained = examples.get(number)
+        ids = torch.tensor(ids.astype(np.int64))
+        with torch.no_grad():
+            logits = reference(ids[None]).logits[0, :-1]
+        nll = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        expected[number] = nll.numpy()[trained[1:]]
+    prefix = examples.common_prefix()
+    assert len(prefix) > 20
+    packed = RowSource(examples, 400, seed=0)
+    alone = RowSource(examples, 150, seed=0, packing="none")
+    behind = RowSource(examples, 300, seed=0, prefix=len(prefix))
+    assert packed.rows_per_epoch == behind.rows_per_epoch == 2
+    parts = []
+    for source, shared in ((packed, None), (alone, None), (behind, jnp.asarray(prefix))):
+        found, by_params = token_losses(model, source, shared)
+        assert sorted(found) == sorted(expected)
+        for number, losses in found.items():
+            np.testing.assert_allclose(losses, expected[number], atol=2e-4)
+        parts.append(by_params)
+    assert_trees_close(parts[0], parts[1])
+    assert_trees_close(parts[0], parts[2])
 
 
 def test_chunks_of_targets_give_the_sums_of_one_piece(model, monkeypatch):
