@@ -5,9 +5,9 @@
 
 `names()` lists the sets. Their folders lie in IFT_JAX_DATA, or else in ../shared/data.
 
-Where a set comes with a test file of its own, `source` is its training file alone. Everywhere
-`split_by` says what makes two records the same text. Equal text goes to the same split in every
-task, so sets that share text can be mixed: flan_cot holds the training questions of gsm8k.
+Where a set comes with a test file of its own, that is the test split. Everywhere `split_by` says
+what makes two records the same text. Equal text goes to the same split in every task, so sets that
+share text can be mixed: flan_cot holds the training questions of gsm8k.
 """
 
 import difflib
@@ -20,6 +20,9 @@ _FOLDER = os.environ.get("IFT_JAX_DATA") or "../shared/data"
 
 
 def _task(name, *files, **fields):
+    for split in ("validation_source", "test_source"):
+        if split in fields:
+            fields[split] = f"{_FOLDER}/{fields[split]}"
     return task_config(name=name, source=tuple(f"{_FOLDER}/{file}" for file in files), **fields)
 
 
@@ -79,6 +82,7 @@ _TASKS = {
             encoding="latin-1",
             templates="question_type",
             split_by=("question",),
+            test_source="trec/TREC.test",
         ),
     ),
     "sms_spam": (
@@ -92,18 +96,42 @@ _TASKS = {
         ),
     ),
     "banking77": (
-        _task("intent", "banking77/train.csv.gz", templates="intent", split_by=("text",)),
+        _task(
+            "intent",
+            "banking77/train.csv.gz",
+            test_source="banking77/test.csv",  # 29 of its texts stand in the training file too
+            templates="intent",
+            split_by=("text",),
+            test_size=500,
+        ),
     ),
     "ag_news": (
-        _task("topic", "ag_news/train.json.gz", templates="topic", split_by=("sentence",)),
+        _task(
+            "topic",
+            "ag_news/train.json.gz",
+            test_source="ag_news/test.json.gz",
+            templates="topic",
+            split_by=("sentence",),
+            test_size=500,
+        ),
     ),
-    "rte": (_task("nli", "rte/train.json.gz", templates="nli", split_by=("sentence",)),),
+    "rte": (
+        _task(
+            "nli",
+            "rte/train.json.gz",
+            test_source="rte/dev.json",
+            templates="nli",
+            split_by=("sentence",),
+        ),
+    ),
     "boolq": (
         _task(
             "yes_no_questions",
             "boolq/train.json.gz",
+            test_source="boolq/dev.json.gz",
             templates="yes_no_questions",
             split_by=("sentence",),
+            test_size=500,
         ),
     ),
     "xquad": (
@@ -119,8 +147,10 @@ _TASKS = {
         _task(
             "word_problems",
             "gsm8k/train.jsonl.gz",
+            test_source="gsm8k/test.jsonl.gz",
             templates="word_problems",
             split_by=("question",),
+            test_size=500,
         ),
     ),
     "flan_cot": (
@@ -137,6 +167,8 @@ _TASKS = {
         _task(
             "ner",
             "wnut17/wnut17train.conll.gz",
+            validation_source="wnut17/emerging.dev.conll*",
+            test_source="wnut17/emerging.test.annotated*",
             file_format="conll",
             templates="ner",
             split_by=("tokens",),
@@ -146,14 +178,17 @@ _TASKS = {
         _task(
             "slots",
             "restaurant8k/train_0.json.gz",
+            test_source="restaurant8k/test.json.gz",
             templates="slots",
             split_by=("userInput",),
+            test_size=500,
         ),
     ),
     "dialogsum": (
         _task(
             "dialogue_summary",
             "dialogsum/dialogsum.train.jsonl.gz",
+            test_source="dialogsum/dialogsum.dev.jsonl.gz",  # shares 52 dialogues with it
             templates="dialogue_summary",
             split_by=("dialogue",),
         ),
@@ -188,8 +223,15 @@ _TASKS = {
             "t0_p3_templates/paws*",
             validation_fraction=1.0,
             test_fraction=0.0,
+            weight=0.0,
         ),
-        _task("t0_test", "t0_p3_templates/glue*", validation_fraction=0.0, test_fraction=1.0),
+        _task(
+            "t0_test",
+            "t0_p3_templates/glue*",
+            validation_fraction=0.0,
+            test_fraction=1.0,
+            weight=0.0,
+        ),
     ),
     "superni_tasks": (_task("superni", "superni_tasks/*.json.gz"),),
     # cause_and_effect and common_concept, 25 and 16 examples, have other columns.
@@ -227,6 +269,7 @@ _TASKS = {
             template_names=("Answer in the form asked for",),
             validation_fraction=0.0,
             test_fraction=1.0,
+            weight=0.0,
         ),
     ),
     "self_instruct_seed": (
@@ -248,6 +291,11 @@ _TASKS = {
 def names():
     """The sets that `--config=data_sets:NAME` knows."""
     return list(_TASKS)
+
+
+def tasks(name):
+    """The tasks of a set."""
+    return _TASKS[name]
 
 
 def get_config(name=""):

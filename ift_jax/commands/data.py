@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
         findings = pipeline.lint_tasks(config.data)
         print("\n".join(findings) or "nothing doubtful")
         sys.exit(1 if findings else 0)
-    from ift_jax.data.prepared import prepare
+    from ift_jax.data.prepared import prepare, prepared_summary, read_index
     from ift_jax.data.rows import pack
     from ift_jax.language_model import load_chat
 
@@ -56,6 +56,8 @@ def main(_: list[str]) -> None:
         print(card_text(card))
     if data and card and card["mixture"]:
         print(f"training: {pack(data, 'train', config.data.seed)[0].summary()}")
+    elif card and card["mixture"]:
+        print(f"training: {prepared_summary(read_index(Path(_OUTPUT.value)))}")
     if _PREVIEW.value:
         data = data or pipeline.build(config.data, chat)
         colour = sys.stdout.isatty()

@@ -1,5 +1,6 @@
 """Streams a data set from the Hugging Face hub; says within seconds if the hub is out of reach."""
 
+import contextlib
 import threading
 from typing import Any
 
@@ -30,6 +31,24 @@ def read_hub(source: str, subset: str, split: str) -> Rows:
             f"{source}: reading stopped after record {number} ({_one_line(error)}); "
             "try again, or download the data set and give its files"
         ) from error
+
+
+def hub_revision(source: str) -> str:
+    """The commit of "hub:owner/name", or "" if the hub does not say it within seconds."""
+    from huggingface_hub import HfApi
+
+    found: list[str] = []
+
+    def ask() -> None:
+        # What is wrong with the name or the network is said when the set is read.
+        with contextlib.suppress(Exception):
+            name = source.removeprefix("hub:")
+            found.append(HfApi().dataset_info(name, timeout=_PROBE_S / 2).sha or "")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PROBE_S)
+    return found[0] if found else ""
 
 
 def _probe(source: str, name: str) -> None:

@@ -35,6 +35,7 @@ from ift_jax.data.collect import join_parts, sourced_tasks, task_sources
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example, load_task_templates
 from ift_jax.data.fitting import encode_examples
+from ift_jax.data.hub import hub_revision
 from ift_jax.data.loader import RowSource, fill_row
 from ift_jax.data.parts import collect_part, is_done, load_part, use_one_core, write_json
 from ift_jax.data.pipeline import DataSet, TaskData, assemble, build, write_card
@@ -53,7 +54,7 @@ _HELD_OUT = ("validation", "test")
 def set_key(config: DataConfig, chat: Chat) -> dict[str, str]:
     """Digests of all that decides what a prepared set holds.
 
-    A source that is not on this machine has the digest "".
+    Where a source is not on this machine, or its hub cannot be reached, "sources" is "".
 
     Raises:
         InputError: for templates that cannot be read.
@@ -104,7 +105,9 @@ def _resolved(names: list[str]) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _source_digest(name: str) -> str:
-    if name.startswith(("hub:", "embedded:")) or not name:
+    if name.startswith("hub:"):
+        return hub_revision(name)
+    if name.startswith("embedded:") or not name:
         return name
     return _file_digest(Path(name).expanduser())
 
@@ -353,6 +356,15 @@ def load_data(config: DataConfig, chat: Chat) -> DataSet:
     )  # fmt: skip
 
 
+def prepared_summary(index: Mapping[str, Any]) -> str:
+    """What was packed, in one line."""
+    used = index["tokens"] / (index["rows"] * index["row_length"])
+    return (
+        f"{index['examples']} examples in {index['rows']} prepared rows of "
+        f"{index['row_length']} tokens, {used:.1%} used"
+    )
+
+
 class PreparedRows:
     """The rows of a prepared set, all epochs one after the other.
 
@@ -383,11 +395,7 @@ class PreparedRows:
 
     def summary(self) -> str:
         """What was packed, in one line."""
-        used = self._index["tokens"] / (self._index["rows"] * self._index["row_length"])
-        return (
-            f"{self._index['examples']} examples in {self.rows_per_epoch} prepared rows of "
-            f"{self._index['row_length']} tokens, {used:.1%} used"
-        )
+        return prepared_summary(self._index)
 
     def __getitem__(self, index: int) -> Batch:
         epoch, position = divmod(index, self.rows_per_epoch)

@@ -44,9 +44,11 @@ def card_text(card: Mapping[str, Any]) -> str:
     mixture = card["mixture"]
     if len(mixture.get("tasks", {})) > 1:
         lines.append(f"an epoch takes {mixture['examples']} examples:")
+        width = max(map(len, mixture["tasks"]))
         for name, t in mixture["tasks"].items():
             lines.append(
-                f"  {name:<24} {t['drawn']:>7} of {t['examples']:>7}, {t['epochs']:6.2f} epochs, "
+                f"  {name:<{width}} {t['drawn']:>7} of {t['examples']:>7}, "
+                f"{t['epochs']:6.2f} epochs, "
                 f"{t['share']:6.1%} of examples, {t['share_of_tokens']:6.1%} of tokens, "
                 f"{t['share_of_trained_tokens']:6.1%} of trained tokens"
             )

@@ -1,0 +1,50 @@
+"""Instruction tuning on many tasks at once: 50,000 examples of some forty tasks.
+
+    ift data --config=many_tasks --output=prepared/many_tasks
+    ift train --config=many_tasks --config.data.prepared=prepared/many_tasks --workdir=W
+
+The tasks of all sets of configs/data_sets.py (IFT_JAX_DATA, or else ../shared/data), in
+proportion to the square root of their size, which is counted up to 10,000. Two hundred steps show
+that it runs; set config.train.num_steps=0 for a whole epoch.
+"""
+
+import runpy
+from pathlib import Path
+
+from ift_jax.config import default_config
+
+_SETS = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
+# Their conversations and passages are longer than the examples here may be.
+_LONG = ("xquad", "chat_multiturn")
+# Sets with a validation split of their own.
+_HELD_OUT = ("ner", "t0_validation")
+
+
+def get_config():
+    config = default_config()
+    tasks = [
+        task for name in _SETS["names"]() if name not in _LONG for task in _SETS["tasks"](name)
+    ]
+    for task in tasks:
+        task.train_size = 0
+        task.balance_by = ""
+        task.validation_size = 20 if task.name in _HELD_OUT else 0
+        task.test_size = 0
+        if task.weight and not task.test_source:
+            task.test_fraction = 0.05
+        if task.weight:
+            task.validation_fraction = 0.003
+    config.data.tasks = tuple(tasks)
+    config.data.max_length = 512
+    config.data.row_length = 512
+    config.data.on_too_long = "truncate"
+    config.data.mixture.temperature = 2.0
+    config.data.mixture.cap = 10_000
+    config.data.mixture.size = 50_000
+    config.data.decontaminate = ("bbh",)
+    config.train.num_steps = 200
+    config.train.batch_size = 2
+    config.train.save_every = 50
+    config.optimizer.peak_lr = 5e-5
+    config.evaluation.max_items = 5
+    return config
