@@ -32,9 +32,12 @@ def refusal(tree):
 
 
 def load(file):
+    """The config of a file, or each of them where it has several to name."""
     variables = {}
     exec(compile(Path(file).read_text(), file, "exec"), variables)
-    return variables["get_config"]()
+    if "names" in variables:
+        return [variables["get_config"](name) for name in variables["names"]()]
+    return [variables["get_config"]()]
 
 
 # Building
@@ -131,8 +134,8 @@ def test_an_unset_field_is_zero_or_empty_and_never_none():
 
 
 def test_a_config_comes_back_from_its_json(tmp_path):
-    for name in known_configs():
-        config = build_run_config(load(config_file(name)).to_dict())
+    for made in (made for name in known_configs() for made in load(config_file(name))):
+        config = build_run_config(made.to_dict())
         (tmp_path / "config.json").write_text(to_json(config))
         assert read_run_config(tmp_path) == config
         assert differences(config, read_run_config(tmp_path)) == []
@@ -185,8 +188,8 @@ def test_a_task_with_an_unknown_field_is_refused_where_it_is_written():
 @pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs").glob("*.py"))])
 def test_every_config_of_ours_builds_and_says_how_to_run_it(name):
     file = config_file(name)
-    config = build_run_config(load(file).to_dict())
-    assert config.data.tasks
+    for made in load(file):
+        assert build_run_config(made.to_dict()).data.tasks
     assert f"--config={name}" in Path(file).read_text().split('"""')[1]
 
 

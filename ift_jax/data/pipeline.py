@@ -214,10 +214,11 @@ def card(data: DataSet) -> dict[str, Any]:
 
 def _mixture(data: DataSet, tasks: Mapping[str, Any]) -> dict[str, Any]:
     """What an epoch takes of each task that is trained; {} if nothing is."""
-    if not all(task.splits["train"] for task in data.tasks if task.config.weight):
+    trained = [task for task in data.tasks if task.config.weight]
+    if not trained or not all(task.splits["train"] for task in trained):
         return {}
     sizes, counts = data.counts()
-    names = [task.config.name for task in data.tasks if task.config.weight]
+    names = [task.config.name for task in trained]
     per_task = {}
     for name, size, count in zip(names, sizes, counts, strict=True):
         train = tasks[name]["splits"]["train"]

@@ -5,6 +5,7 @@ record is taken, which is the only thing that makes this quick.
 """
 
 import runpy
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -70,12 +71,13 @@ def thinned(row):
     return replace(row, fields={**row.fields, "Instances": instances[:: len(instances) // SAMPLE]})
 
 
-def stored(data):
+def encoded(data):
     """(split, example, token ids, trained) of every example."""
-    for task in data.tasks:
-        for split in SPLITS:
-            for number in range(len(task.splits[split])):
-                yield split, *task.splits[split].stored(number)
+    for split in SPLITS:
+        if examples := data.examples(split):
+            tokens = data.tokens(split)
+            for number, example in enumerate(examples):
+                yield split, example, *tokens.get(number)
 
 
 def trained_texts(chat, ids, trained):
@@ -100,7 +102,7 @@ def test_a_set_becomes_training_examples(name, built):
 
 @EVERY_SET
 def test_what_is_trained_are_the_answers_with_their_ends_of_turn(name, built, chat):
-    for _, example, ids, trained in stored(built(name)):
+    for _, example, ids, trained in encoded(built(name)):
         answers = [example.messages[turn]["content"] for turn in example.turns.earlier]
         wanted = [answer + chat.end_of_turn for answer in (*answers, example.completion)]
         assert trained_texts(chat, ids, trained) == wanted, example.origin
@@ -109,7 +111,7 @@ def test_what_is_trained_are_the_answers_with_their_ends_of_turn(name, built, ch
 @EVERY_SET
 def test_no_text_stands_in_two_splits(name, built):
     splits = {}
-    for split, example, _, _ in stored(built(name)):
+    for split, example, _, _ in encoded(built(name)):
         splits.setdefault(example.key, set()).add(split)
     assert max(map(len, splits.values())) == 1
 
@@ -118,18 +120,23 @@ def test_no_text_stands_in_two_splits(name, built):
 def test_the_card_of_a_set_adds_up(name, built):
     data = built(name)
     card = pipeline.card(data)
+    counted = Counter()
+    for split, example, ids, trained in encoded(data):
+        counted[example.task, split, "examples"] += 1
+        counted[example.task, split, "tokens"] += len(ids)
+        counted[example.task, split, "trained_tokens"] += int(trained.sum())
+        counted[example.task, split, "template", example.template] += 1
+        assert len(ids) <= card["max_length"]
     for task in data.tasks:
-        counted = card["tasks"][task.config.name]
-        kept = sum(counted["splits"][split]["records"] for split in SPLITS)
-        gone = sum(counted["rejected"].values()) + sum(task.removed.values())
-        assert counted["records"] == kept + gone, task.config.name
+        name, part = task.config.name, card["tasks"][task.config.name]
+        kept = sum(part["splits"][split]["records"] for split in SPLITS)
+        gone = sum(part["rejected"].values()) + sum(task.removed.values())
+        assert part["records"] == kept + gone, name
         for split in SPLITS:
-            part, examples = counted["splits"][split], task.splits[split]
-            assert part["examples"] == len(examples) == sum(part["templates"].values())
-            tokens = [examples.stored(number) for number in range(len(examples))]
-            assert part["tokens"] == sum(len(one.ids) for one in tokens)
-            assert part["trained_tokens"] == sum(int(one.trained.sum()) for one in tokens)
-            assert part["longest"] <= card["max_length"]
+            for what in ("examples", "tokens", "trained_tokens"):
+                assert part["splits"][split][what] == counted[name, split, what], (name, what)
+            for template, count in part["splits"][split]["templates"].items():
+                assert count == counted[name, split, "template", template]
 
 
 def test_text_that_two_sets_share_goes_to_one_split(shared_data):

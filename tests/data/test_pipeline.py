@@ -341,6 +341,13 @@ def test_the_card_adds_up(folder):
         assert split["answers"] == dict(sorted(Counter(e.completion for e in examples).items()))
 
 
+def test_a_set_that_only_evaluates_has_a_card(folder):
+    task = {"weight": 0.0, "validation_fraction": 0.0, "test_fraction": 1.0}
+    card = pipeline.card(folder.build(reviews(10), task=task))
+    assert card["mixture"] == {}
+    assert card["tasks"]["rating"]["splits"]["test"]["examples"] == 10
+
+
 def test_the_content_hash_tells_data_sets_apart(folder):
     def hashes(records, **options):
         splits = pipeline.card(folder.build(records, **options))["tasks"]["rating"]["splits"]

@@ -273,6 +273,51 @@ def test_entities_are_listed_as_text():
             assert template.render(nothing).prompt.endswith("none")
 
 
+def test_slots_are_listed_as_text():
+    record = {
+        "userInput": {"text": "Ada, 3 of us on Friday"},
+        "context": {"requestedSlots": ["first_name", "people", "people"]},
+        "labels": [
+            {"slot": "first_name", "valueSpan": {"endIndex": 3}},
+            {"slot": "people", "valueSpan": {"startIndex": 5, "endIndex": 6}},
+            {"slot": "date", "valueSpan": {"startIndex": 16, "endIndex": 22}},
+        ],
+    }
+    results = {name: template.render(record) for name, template in library("slots").items()}
+    text = record["userInput"]["text"]
+    assert {name: result.completion for name, result in results.items()} == {
+        "Slots of a booking": "first name: Ada\npeople: 3\ndate: Friday",
+        "Slots of a booking in a row": "first name: Ada; people: 3; date: Friday",
+        "Day and hour of a booking": "date: Friday",
+        "Size of a party": "3",
+        "Name for a reservation": "first name: Ada",
+        "Kinds of slots in a message": "first name, people, date",
+        "Anything for the booking form": "yes",
+        "Write a message with these slots": text,
+        "Write the answer to a restaurant": text,
+        "Write a message with these kinds of slots": text,
+    }
+    assert "Asked for: first name, people\n" in results["Size of a party"].prompt
+    nothing = {"userInput": {"text": "Hello."}, "context": {}}
+    for name, template in library("slots").items():
+        if template.metadata["original_task"]:
+            expected = "no" if name == "Anything for the booking form" else "none"
+            assert template.render(nothing).completion == expected
+        else:
+            assert template.render(nothing).prompt.endswith("none")
+
+
+def test_calculations_are_left_out_of_worked_solutions():
+    record = {
+        "question": "How many?",
+        "answer": "4 * 2 = <<4*2=8>>8 pens.\n8 + 1 = <<8+1=9>>9\n#### 9",
+    }
+    template = library("word_problems")["Problem step by step"]
+    assert template.render(record).completion == "4 * 2 = 8 pens.\n8 + 1 = 9\nAnswer: 9"
+    for template in library("word_problems").values():
+        assert rejected(template, [{**record, "answer": "It is 9."}]) == [True]
+
+
 def test_answers_may_come_as_the_hub_has_them(real_records):
     record = real_records("question_answering")[0]
     [answer] = record["answers"]
