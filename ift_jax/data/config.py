@@ -31,8 +31,8 @@ class TaskConfig:
         validation_fraction, test_fraction: of the records, before subsets are taken.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.
         balance_by: a column whose values get equal counts in every subset; "" for none.
-        metrics: for evaluation; () takes accuracy and exact_match where the template has
-            answer choices, exact_match elsewhere.
+        metrics: names of `ift_jax.evaluation.metrics.METRICS`; () takes accuracy and exact_match
+            where the template has answer choices, exact_match elsewhere.
     """
 
     name: str = ""

@@ -209,14 +209,14 @@ def model_class() -> Any:
 
 def _check_arguments(path: str, others: Mapping[str, Any]) -> None:
     """Refuses all but what lm_eval adds from its own flags, which have defaults for torch."""
-    if not path:
-        raise InputError("--model_args: path is missing; expected path=FOLDER")
     unknown = sorted(others.keys() - {"batch_size", "max_batch_size", "device"})
     if unknown:
         raise InputError(
             f"--model_args: {NAME} has no argument {unknown[0]!r}; there are path, dtype, "
             "param_dtype, max_length, fsdp, tensor, seed"
         )
+    if not path:
+        raise InputError("--model_args: path is missing; expected path=FOLDER")
 
 
 def _questions(

@@ -245,7 +245,7 @@ def test_exemplars_are_as_many_as_the_context_has_room_for(tmp_path_factory):
     assert rows[0]["shots_given"] == 0
     given = [line.shots_given for line in lines if line.shots == 6]
     assert rows[2]["shots_given"] == rows[3]["shots_given"] == pytest.approx(np.mean(given))
-    assert 0 < min(given) < max(given) < 6
+    assert 0 < min(given) <= max(given) < 6
     longest = len("really quite bad") + 2
     for line in lines:
         used = len(model.tokenizer(line.prompt, add_special_tokens=False).input_ids)
