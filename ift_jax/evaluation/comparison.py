@@ -158,10 +158,10 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         scale, digits = (100, 1) if METRICS[row["metric"]].is_percent else (1, 3)
         number = {key: f"{row[key] * scale:+.{digits}f}" for key in ("difference", "low", "high")}
-        sides = [
-            f"{row[s]['model']} at {row[s]['shots']} shots {row[s]['value'] * scale:.{digits}f}"
-            for s in ("first", "second")
-        ]
+        sides = []
+        for side in (row["first"], row["second"]):
+            shots = "1 shot" if side["shots"] == 1 else f"{side['shots']} shots"
+            sides.append(f"{side['model']} at {shots} {side['value'] * scale:.{digits}f}")
         lines.append(
             f"{row['task']} {row['metric']}: {sides[0]}, {sides[1]}, difference "
             f"{number['difference']} [{number['low']}, {number['high']}], p = {row['p']:.2g} "
