@@ -1,6 +1,11 @@
-"""ift evaluate --config=C --model=M --output=F.json: scores a model on the config's tasks."""
+"""ift evaluate --config=C --model=M --output=F.json: scores a model on the config's tasks.
+
+With --predictions=P.jsonl it also keeps what the model answered to every item.
+`python -m ift_jax.evaluation.comparison P.jsonl Q.jsonl` compares two models by such files.
+"""
 
 import json
+from contextlib import nullcontext
 
 from absl import flags
 
@@ -18,12 +23,16 @@ _SHOTS = flags.DEFINE_list(
 )
 _NAME = flags.DEFINE_string("name", "", "What the rows call the model; default: base or tuned.")
 _OUTPUT = flags.DEFINE_string("output", "", "File for the rows.")
+_PREDICTIONS = flags.DEFINE_string(
+    "predictions", "", "File for every item's prediction, JSON lines."
+)
 
 
 def main(_: list[str]) -> None:
     """Runs the verb."""
     config = run_config(_CONFIG)
     path, output = required(_MODEL, "model"), writable(required(_OUTPUT, "output"))
+    predictions = writable(_PREDICTIONS.value) if _PREDICTIONS.value else None
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}: expected one of {', '.join(SPLITS)}")
     try:
@@ -35,7 +44,7 @@ def main(_: list[str]) -> None:
     import jax
 
     from ift_jax.data.prepared import load_data
-    from ift_jax.evaluation.tasks import evaluate, majority_rows
+    from ift_jax.evaluation.tasks import baseline_rows, evaluate
     from ift_jax.language_model import is_workdir, load_pretrained, locate
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
@@ -49,8 +58,18 @@ def main(_: list[str]) -> None:
         )
         data = load_data(config.data, model.chat)
         name = _NAME.value or ("tuned" if is_tuned else "base")
-        rows = majority_rows(data, config.evaluation, split=_SPLIT.value) + evaluate(
-            model, data, config.evaluation, name=name, split=_SPLIT.value, shots=shots, mesh=mesh
-        )
+        rows = baseline_rows(data, config.evaluation, split=_SPLIT.value)
+        with predictions.open("w", encoding="utf-8") if predictions else nullcontext() as file:
+            rows += evaluate(
+                model,
+                data,
+                config.evaluation,
+                name=name,
+                split=_SPLIT.value,
+                shots=shots,
+                mesh=mesh,
+                breakdown=True,
+                keep=None if file is None else lambda line: file.write(line.to_json()),
+            )
     output.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
     print(results_table(rows))

@@ -48,8 +48,8 @@ class TaskConfig:
             training example, as in a few-shot prompt; each example draws one of them.
         weight: how much of the task is trained, see `MixtureConfig`; 0 only evaluates it.
         replay: one of the sets that `data.mixture.replay_share` mixes in.
-        metrics: for evaluation; () takes accuracy and exact_match where the template has
-            answer choices, exact_match elsewhere.
+        metrics: names of `ift_jax.evaluation.metrics.METRICS`; () takes accuracy and exact_match
+            where the template has answer choices, exact_match elsewhere.
     """
 
     name: str = ""

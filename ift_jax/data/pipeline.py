@@ -37,8 +37,6 @@ class TaskData:
     Attributes:
         removed: why -> how many records were removed.
         missing_shots: of the training examples that drew shots, how many lack how many.
-        train_answers: how often each choice is the answer, where `splits` holds only some of
-            the training examples; see `answers`.
     """
 
     config: TaskConfig
@@ -48,13 +46,6 @@ class TaskData:
     removed: Mapping[str, int] = field(default_factory=dict)
     num_truncated: int = 0
     missing_shots: Mapping[int, int] = field(default_factory=dict)
-    train_answers: Mapping[str, int] | None = None
-
-    def answers(self) -> Mapping[str, int]:
-        """How often each choice is the answer of a training example that has choices."""
-        if self.train_answers is not None:
-            return self.train_answers
-        return self.splits["train"].answers()
 
 
 class Mixed(NamedTuple):
@@ -78,9 +69,10 @@ class DataSet:
     """All tasks, tokenized with one chat format.
 
     Attributes:
-        stored_in: the prepared set that it was read from. `splits["train"]` then holds only what
-            few-shot prompts need, and `prepared_rows` gives the rows to train on, and the
-            tokens that all of them begin with, for a seed of their order.
+        stored_in: the prepared set that it was read from. `splits["train"]` then holds only the
+            first examples of each template, for few-shot prompts and baselines, and
+            `prepared_rows` gives the rows to train on, and the tokens that all of them
+            begin with, for a seed of their order.
     """
 
     config: DataConfig

@@ -331,7 +331,6 @@ def load_data(config: DataConfig, chat: Chat) -> DataSet:
         path = folder / shard["name"]
         if not path.exists():
             raise InputError(f"{path}: is missing; prepare the set anew")
-    stored = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     store = Store()
     tasks = []
     for task in config.tasks:
@@ -343,8 +342,7 @@ def load_data(config: DataConfig, chat: Chat) -> DataSet:
                 ("test", "test"),
             )
         }
-        answers = stored["tasks"][task.name]["splits"]["train"]["answers"]
-        tasks.append(TaskData(task, splits, train_answers=answers))
+        tasks.append(TaskData(task, splits))
     return DataSet(
         config,
         tuple(tasks),

@@ -1,105 +1,103 @@
-"""Metrics with 95 % intervals."""
+"""The metrics by name: what each needs, counts and makes of the counts; scores with intervals."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
+from ift_jax.evaluation import classification, entities, text_metrics
+from ift_jax.evaluation.intervals import Score, Value, bootstrap, share
+from ift_jax.evaluation.predictions import Prediction
 
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-
-class Prediction(NamedTuple):
-    """What a model answered to one item.
-
-    Attributes:
-        answer: the reference.
-        ranked: the choice with the highest log-likelihood; "" where nothing was ranked.
-        generated: the generated text; "" where nothing was generated.
-    """
-
-    answer: str
-    ranked: str = ""
-    generated: str = ""
-
-
-class Score(NamedTuple):
-    """A value and the bounds of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def share(successes: int, count: int) -> Score:
-    """A share with Wilson's score interval (Wilson 1927), which stays within 0 and 1.
-
-    Example:
-        >>> [round(x, 3) for x in share(45, 100)]
-        [0.45, 0.356, 0.548]
-    """
-    if not count:
-        return Score(math.nan, math.nan, math.nan)
-    p = successes / count
-    centre = (p + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(p * (1 - p) / count + _Z**2 / (4 * count**2))
-    return Score(p, max(centre - half, 0.0), min(centre + half, 1.0))
-
-
-def macro_f1(answers: Sequence[str], given: Sequence[str]) -> float:
-    """F1 per class that occurs among the answers or the given, averaged over classes.
-
-    Example:
-        >>> round(macro_f1(["a", "a", "b"], ["a", "b", "b"]), 4)
-        0.6667
-    """
-    scores = []
-    for label in sorted(set(answers) | set(given)):
-        hits = sum(a == g == label for a, g in zip(answers, given, strict=True))
-        total = sum(a == label for a in answers) + sum(g == label for g in given)
-        scores.append(2 * hits / total)
-    return float(np.mean(scores)) if scores else math.nan
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], count: int, resamples: int = 1000) -> Score:
-    """A statistic of item numbers with its percentile interval over seeded resamples."""
-    rng = np.random.default_rng(0)
-    values = [statistic(rng.integers(0, count, count)) for _ in range(resamples)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Score(statistic(np.arange(count)), float(low), float(high))
-
-
-def _accuracy(predictions: Sequence[Prediction]) -> Score:
-    return share(sum(p.ranked == p.answer for p in predictions), len(predictions))
-
-
-def _exact_match(predictions: Sequence[Prediction]) -> Score:
-    return share(
-        sum(p.generated.strip() == p.answer.strip() for p in predictions), len(predictions)
-    )
-
-
-def _macro_f1(predictions: Sequence[Prediction]) -> Score:
-    answers, ranked = [p.answer for p in predictions], [p.ranked for p in predictions]
-    return bootstrap(
-        lambda picked: macro_f1([answers[i] for i in picked], [ranked[i] for i in picked]),
-        len(predictions),
-    )
+Need = Literal["ranked", "calibrated", "generated", "reference"]
 
 
 class Metric(NamedTuple):
-    """How predictions are scored, and what they must hold: "ranked" or "generated"."""
+    """A metric in two halves: what is counted in each item, and what the sums of counts make.
 
-    score: Callable[[Sequence[Prediction]], Score]
-    needs: str
+    Attributes:
+        items: predictions -> [N, K], which adds up over items.
+        value: sums [..., K] -> [...].
+        needs: what predictions must hold: choices "ranked", the same "calibrated" by a
+            neutral prompt, a text "generated", or the "reference" scored token by token.
+        is_share: items are right or wrong: Wilson's interval, McNemar's test.
+        of_class: counts of one class only, for the breakdown. Without it, a class's score is
+            that of the items whose answer it is.
+        by_class: False for a metric that means nothing for one class.
+        package: the library that computes it, of the extra [eval].
+        accepts: whether a reference can be scored; `wants` says what it must be.
+        is_percent: shown as a percentage.
+    """
+
+    items: Callable[[Sequence[Prediction]], NDArray[np.float64]]
+    value: Value
+    needs: Need
+    is_share: bool = False
+    of_class: Callable[[Sequence[Prediction], Sequence[str]], NDArray[np.float64]] | None = None
+    by_class: bool = True
+    package: str = ""
+    accepts: Callable[[str], bool] | None = None
+    wants: str = ""
+    is_percent: bool = True
 
 
-METRICS = {
-    "accuracy": Metric(_accuracy, "ranked"),
-    "exact_match": Metric(_exact_match, "generated"),
-    "macro_f1": Metric(_macro_f1, "ranked"),
+def _right(items: Callable, needs: Need, **more: object) -> Metric:
+    return Metric(items, classification.mean, needs, is_share=True, **more)  # type: ignore[arg-type]
+
+
+def _rouge(kind: str) -> Metric:
+    count = partial(text_metrics.rouge, kind)
+    return Metric(count, classification.mean, "generated", package="rouge_score")
+
+
+def _sacrebleu(kind: Literal["BLEU", "CHRF"]) -> Metric:
+    count, value = partial(text_metrics.sacrebleu_counts, kind), text_metrics.sacrebleu_value(kind)
+    return Metric(count, value, "generated", package="sacrebleu")
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": _right(classification.right_by_sum, "ranked"),
+    "accuracy_mean": _right(classification.right_by_mean, "ranked"),
+    "accuracy_calibrated": _right(classification.right_calibrated, "calibrated"),
+    "macro_f1": Metric(
+        classification.class_counts,
+        classification.macro_f1,
+        "ranked",
+        of_class=classification.class_counts,
+    ),
+    "mcc": Metric(classification.class_counts, classification.mcc, "ranked", by_class=False),
+    "calibration_error": Metric(
+        classification.confidence_gaps, classification.calibration_error, "ranked"
+    ),
+    "exact_match": _right(text_metrics.exact_match, "generated"),
+    "token_f1": Metric(text_metrics.token_f1, classification.mean, "generated"),
+    "entity_f1": Metric(entities.entity_counts, entities.f1, "generated"),
+    "bio_f1": Metric(
+        entities.bio_counts,
+        entities.f1,
+        "generated",
+        accepts=entities.are_tags,
+        wants="a row of BIO tags",
+    ),
+    "numeric_match": _right(
+        text_metrics.numeric_match,
+        "generated",
+        accepts=lambda answer: text_metrics.last_number(answer) is not None,
+        wants="a text with a number",
+    ),
+    "rouge1": _rouge("rouge1"),
+    "rouge2": _rouge("rouge2"),
+    "rougeL": _rouge("rougeL"),
+    "bleu": _sacrebleu("BLEU"),
+    "chrf": _sacrebleu("CHRF"),
+    "token_accuracy": Metric(classification.right_tokens, classification.mean, "reference"),
+    "perplexity": Metric(
+        classification.token_nats, classification.perplexity, "reference", is_percent=False
+    ),
 }
 
 
@@ -108,3 +106,56 @@ def check_metrics(names: Sequence[str], where: str) -> None:
     for name in names:
         if name not in METRICS:
             raise InputError(f"{where}: no metric {name!r}; there are {', '.join(METRICS)}")
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Raises InputError for a metric whose library is not installed."""
+    for name in names:
+        package = METRICS[name].package
+        if package and find_spec(package) is None:
+            raise InputError(f'metric {name}: needs {package}; run `pip install "ift_jax[eval]"`')
+
+
+def check_references(names: Sequence[str], answers: Sequence[str], where: str) -> None:
+    """Raises InputError, with `where`, for a reference that a metric cannot score."""
+    for name in names:
+        accepts, wants = METRICS[name].accepts, METRICS[name].wants
+        wrong = next((a for a in answers if accepts and not accepts(a)), None)
+        if wrong is not None:
+            raise InputError(
+                f"{where}: metric {name} expects every reference to be {wants}, got {wrong[:60]!r}"
+            )
+
+
+def score(name: str, runs: Sequence[Sequence[Prediction]]) -> Score:
+    """A metric with its 95 % interval, averaged over runs on the same items.
+
+    One run of right and wrong items has Wilson's interval, all else the bootstrap's.
+    """
+    metric = METRICS[name]
+    return _score(item_counts(metric.items, runs), metric)
+
+
+def class_score(name: str, runs: Sequence[Sequence[Prediction]], label: str) -> Score:
+    """The part of `score` that concerns the class `label`: F1 of macro_f1, else of its items."""
+    metric = METRICS[name]
+    if metric.of_class is None:
+        return score(name, [[p for p in run if p.answer == label] for run in runs])
+    of_class = metric.of_class
+    return _score(item_counts(lambda predictions: of_class(predictions, [label]), runs), metric)
+
+
+def item_counts(
+    items: Callable[[Sequence[Prediction]], NDArray[np.float64]],
+    runs: Sequence[Sequence[Prediction]],
+) -> NDArray[np.float64]:
+    """What is counted in each item of each run, [S, N, K]."""
+    # In one call, so that all runs count the same classes.
+    flat = items([p for run in runs for p in run])
+    return flat.reshape(len(runs), len(runs[0]), -1)
+
+
+def _score(counts: NDArray[np.float64], metric: Metric) -> Score:
+    if metric.is_share and len(counts) == 1:
+        return share(*counts[0].sum(axis=0).tolist())
+    return bootstrap(counts, metric.value)

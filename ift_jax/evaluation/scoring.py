@@ -20,7 +20,7 @@ from ift_jax.evaluation.batching import (
     row_shards,
 )
 from ift_jax.models.decoder import Params, Prefix, Structure
-from ift_jax.train.loss import token_nll
+from ift_jax.train.loss import CHUNK_TARGETS, token_nll
 
 
 class Question(NamedTuple):
@@ -28,6 +28,18 @@ class Question(NamedTuple):
 
     prompt: NDArray[np.int32]
     choices: tuple[NDArray[np.int32], ...]
+
+
+class ChoiceScores(NamedTuple):
+    """A question's choices: an entry each.
+
+    Attributes:
+        log_likelihoods: summed over the choice's tokens, in nats.
+        num_correct: tokens of the choice that were the most likely ones.
+    """
+
+    log_likelihoods: NDArray[np.float64]
+    num_correct: NDArray[np.int64]
 
 
 def encode_questions(
@@ -55,6 +67,17 @@ def choice_log_likelihoods(
 ) -> list[NDArray[np.float64]]:
     """Summed log-likelihood of each choice's tokens in nats, one array per question.
 
+    Raises:
+        InputError: as `score_choices`.
+    """
+    return [s.log_likelihoods for s in score_choices(structure, params, questions, mesh=mesh)]
+
+
+def score_choices(
+    structure: Structure, params: Params, questions: Sequence[Question], *, mesh: Mesh | None = None
+) -> list[ChoiceScores]:
+    """How likely each choice of each question is.
+
     A row holds a prompt once and its choices side by side: a choice's tokens see the
     prompt and themselves, and count their positions on from the prompt. What the prompts
     of all questions begin with (instructions, exemplars) is computed once for all.
@@ -68,18 +91,19 @@ def choice_log_likelihoods(
     shared = common_prefix([question.prompt for question in questions])
     prefix = compute_prefix(structure, params, questions[0].prompt[:shared]) if shared else None
     lengths = [len(q.prompt) - shared + sum(map(len, q.choices)) for q in questions]
-    results: list[NDArray[np.float64]] = [np.zeros(0)] * len(questions)
+    results = [ChoiceScores(np.zeros(0), np.zeros(0, np.int64))] * len(questions)
     room = max((sum(map(len, q.choices)) for q in questions), default=1)
     for group in groups(lengths, row_shards(mesh)):
         rows = _Rows.empty(group.rows, group.length, room)
         owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
-        nll = np.asarray(
-            _target_nll(structure, params, prefix, *(place_rows(mesh, array) for array in rows)),
-            np.float64,
-        )
+        placed = (place_rows(mesh, array) for array in rows)
+        nll, correct = map(np.asarray, _target_nll(structure, params, prefix, *placed))
         for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
-            count = len(questions[member].choices)
-            results[member] = -np.bincount(owner, nll[row, : len(owner)], count).astype(np.float64)
+            used, count = len(owner), len(questions[member].choices)
+            results[member] = ChoiceScores(
+                -np.bincount(owner, nll[row, :used], count).astype(np.float64),
+                np.bincount(owner, correct[row, :used], count).astype(np.int64),
+            )
     return results
 
 
@@ -131,7 +155,8 @@ def _target_nll(
     branches: Int[Array, "B S"],
     target_positions: Int[Array, "B P"],
     targets: Int[Array, "B P"],
-) -> Float[Array, "B P"]:
+) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+    """Each target's negative log-likelihood in nats, and whether it was the most likely token."""
     module = structure.merge(params)
     query, key = branches[:, :, None], branches[:, None, :]
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
@@ -139,7 +164,8 @@ def _target_nll(
     hidden, _ = module.score_states(tokens, positions, mask, prefix)
     gathered = jnp.take_along_axis(hidden, target_positions[..., None], axis=1)
 
-    def one_row(xs: tuple[Array, Array]) -> Array:
-        return token_nll(module.logits(xs[0]), xs[1])[0]
+    def one_row(xs: tuple[Array, Array]) -> tuple[Array, Array]:
+        return token_nll(module.logits(xs[0]), xs[1])
 
-    return jax.lax.map(one_row, (gathered, targets), batch_size=16)
+    together = max(CHUNK_TARGETS // targets.shape[1], 1)
+    return jax.lax.map(one_row, (gathered, targets), batch_size=together)

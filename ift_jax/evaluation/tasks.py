@@ -1,22 +1,30 @@
 """Scoring a model on tasks: the same path for base and tuned models, at any number of shots."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from ift_jax.data.chat import Message
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import DataSet, TaskData
-from ift_jax.data.shots import exemplar_pool, solved
-from ift_jax.data.splits import take_subset
 from ift_jax.errors import InputError
-from ift_jax.evaluation.generation import Sampling, generate
-from ift_jax.evaluation.metrics import METRICS, Prediction, check_metrics, share
-from ift_jax.evaluation.scoring import choice_log_likelihoods, encode_questions
+from ift_jax.evaluation.answers import Answers, answer, num_new_tokens
+from ift_jax.evaluation.baselines import copy_scores, majority_scores, random_scores
+from ift_jax.evaluation.intervals import Score
+from ift_jax.evaluation.metrics import (
+    METRICS,
+    Need,
+    check_metrics,
+    check_packages,
+    check_references,
+    class_score,
+    score,
+)
+from ift_jax.evaluation.predictions import Line
+from ift_jax.evaluation.shots import ask, exemplars
 from ift_jax.language_model import LanguageModel
 
 
@@ -26,12 +34,14 @@ class EvaluationConfig:
 
     Attributes:
         shots: numbers of examples before the question, for the base model.
+        exemplar_seeds: each draws its own examples; scores are averaged over them.
         max_items: items per task and split; 0 for all.
         metrics: for all tasks; () takes each task's own.
         max_new_tokens: of a generated answer; 0 takes what the longest reference needs.
     """
 
     shots: tuple[int, ...] = (0,)
+    exemplar_seeds: tuple[int, ...] = (0,)
     max_items: int = 0
     metrics: tuple[str, ...] = ()
     max_new_tokens: int = 0
@@ -39,6 +49,11 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if min(self.shots, default=0) < 0 or self.max_items < 0 or self.max_new_tokens < 0:
             raise InputError("config.evaluation: shots and counts must not be negative")
+        if not self.exemplar_seeds or len(set(self.exemplar_seeds)) < len(self.exemplar_seeds):
+            raise InputError(
+                "config.evaluation.exemplar_seeds: expected one or more different numbers, "
+                f"got {self.exemplar_seeds}"
+            )
         check_metrics(self.metrics, "config.evaluation.metrics")
 
     def ranking(self) -> "EvaluationConfig":
@@ -47,6 +62,25 @@ class EvaluationConfig:
 
 
 Row = dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """What of a task is scored, and by which metrics.
+
+    Attributes:
+        items: one a prompt.
+        references: for each item all right answers; () for its own alone.
+    """
+
+    task: TaskData
+    items: list[Example]
+    references: list[tuple[str, ...]]
+    metrics: tuple[str, ...]
+
+    @property
+    def needs(self) -> set[Need]:
+        """What predictions must hold."""
+        return {METRICS[metric].needs for metric in self.metrics}
 
 
 def evaluate(
@@ -58,33 +92,54 @@ def evaluate(
     split: str,
     shots: Sequence[int],
     mesh: Mesh | None = None,
+    breakdown: bool = False,
+    keep: Callable[[Line], object] | None = None,
 ) -> list[Row]:
     """Scores a model: one row per task, number of shots and metric, as results.json holds them.
+
+    A row also says what its prompts cost, in "prompt_tokens", and how many exemplars the
+    context had room for, in "shots_given": means over items.
 
     Args:
         name: stands in the rows' "model": "base", "tuned", ...
         split: whose items are scored; exemplars always come from the training split.
+        breakdown: adds, behind all others, rows of a part of the items each: those of one
+            "template", or those whose answer is one "class".
+        keep: gets every item's prediction.
 
     Raises:
-        InputError: if a split is empty, or a prompt with its shots exceeds the context.
+        InputError: if a split is empty, a metric cannot be computed, or a prompt without
+            any shots exceeds the context.
     """
-    rows = []
-    for task in data.tasks:
-        items = task.splits[split][: config.max_items or None]
-        if not items:
-            raise InputError(f"task {task.config.name}: the {split} split is empty")
-        metrics = config.metrics or task.config.metrics or default_metrics(items)
-        check_metrics(metrics, f"config.data.tasks: {task.config.name}.metrics")
+    prepared = list(_prepared(data, config, split))
+    for scored in prepared:
+        if not scored.items:
+            raise InputError(f"task {scored.task.config.name}: the {split} split is empty")
+    rows, parts = [], []
+    for scored in prepared:
         for count in shots:
-            predictions = _predict(
-                model, task, items, count, data.config.seed, metrics, config, mesh
-            )
-            for metric in metrics:
-                score = METRICS[metric].score(predictions)
-                rows.append(
-                    _row(name, task.config.name, split, count, metric, score, len(predictions))
+            runs = [
+                answer(
+                    model,
+                    scored.task,
+                    scored.items,
+                    scored.references,
+                    shots=count,
+                    seed=seed,
+                    needs=scored.needs,
+                    max_new_tokens=config.max_new_tokens,
+                    mesh=mesh,
                 )
-    return rows
+                for seed in config.exemplar_seeds[: None if count else 1]
+            ]
+            where = _where(name, scored, split, count)
+            rows += _rows(where, scored, runs)
+            parts += _parts(where, scored, runs) if breakdown else []
+            if keep is not None:
+                for run in runs:
+                    for line in _lines(where, model, scored, run):
+                        keep(line)
+    return rows + parts
 
 
 def check_scoring(
@@ -100,32 +155,37 @@ def check_scoring(
     Raises:
         InputError: as `evaluate`, but for an empty split.
     """
-    for task in data.tasks:
-        items = task.splits[split][: config.max_items or None]
+    for scored in _prepared(data, config, split):
+        if not scored.items:
+            continue
+        for template in sorted({e.template for e in scored.items}):
+            for count in shots:
+                for seed in config.exemplar_seeds:
+                    exemplars(scored.task, template, count, seed)
+        longest = max(scored.items, key=lambda e: sum(len(m["content"]) for m in e.messages))
+        needs = scored.needs
+        new = num_new_tokens(model, scored.items, needs, config.max_new_tokens)
+        ask(model, scored.task, [longest], 0, 0, scored=needs != {"generated"}, new_tokens=new)
+
+
+def baseline_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> list[Row]:
+    """What needs no model, beside every score that it has a value for.
+
+    "majority" always gives the training split's most frequent answer, "copy" gives back the
+    input, and "random" is what choosing among the answer choices scores on average.
+    """
+    rows = []
+    for scored in _prepared(data, config, split):
+        task, items, references, metrics = scored
         if not items:
             continue
-        metrics = config.metrics or task.config.metrics or default_metrics(items)
-        check_metrics(metrics, f"config.data.tasks: {task.config.name}.metrics")
-        if any(METRICS[metric].needs == "ranked" for metric in metrics):
-            _refuse_unranked(task, items)
-        longest = max(items, key=lambda e: sum(len(m["content"]) for m in e.messages))
-        for count in shots:
-            before = exemplars(task, longest.template, count, data.config.seed)
-            prompt = model.chat.prompt_ids([*before, *longest.messages])
-            _refuse_long(model, task, [len(prompt) + _longest_answer(model, items)])
-
-
-def majority_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> list[Row]:
-    """The score of always giving the training split's most frequent answer, where choices are."""
-    rows = []
-    for task in data.tasks:
-        items = task.splits[split][: config.max_items or None]
-        train = task.answers()
-        if not items or not all(e.choices for e in items) or not train:
-            continue
-        answer = max(sorted(train), key=train.__getitem__)
-        score = share(sum(e.completion == answer for e in items), len(items))
-        rows.append(_row("majority", task.config.name, split, 0, "accuracy", score, len(items)))
+        for name, scores in (
+            ("majority", majority_scores(task, items, references, metrics)),
+            ("copy", copy_scores(task, items, references, metrics)),
+            ("random", random_scores(items, metrics)),
+        ):
+            where = _where(name, scored, split, 0)
+            rows += [_row(where, metric, score, len(items)) for metric, score in scores]
     return rows
 
 
@@ -134,86 +194,120 @@ def default_metrics(items: Sequence[Example]) -> tuple[str, ...]:
     return ("accuracy", "exact_match") if all(e.choices for e in items) else ("exact_match",)
 
 
-def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Message]:
-    """Solved examples as turns of a chat: of the training split, of the same template.
+def _prepared(data: DataSet, config: EvaluationConfig, split: str) -> Iterator[Scored]:
+    """Every task's items with what they are scored by; see `evaluate` for what is refused."""
+    for task in data.tasks:
+        items, references = one_a_prompt(task.splits[split], config.max_items)
+        metrics = config.metrics or task.config.metrics or default_metrics(items)
+        check_metrics(metrics, f"config.data.tasks: {task.config.name}.metrics")
+        check_packages(metrics)
+        scored = Scored(task, items, references, metrics)
+        where = f"task {task.config.name}"
+        if scored.needs & {"ranked", "calibrated"}:
+            _refuse_unranked(where, items)
+        accepted = [a for e, r in zip(items, references, strict=True) for a in r or (e.completion,)]
+        check_references(metrics, accepted, where)
+        yield scored
 
-    Balanced over the answers where they are choices; the order is the seed's too.
+
+def one_a_prompt(
+    examples: Sequence[Example], max_items: int
+) -> tuple[list[Example], list[tuple[str, ...]]]:
+    """The first examples, and all right answers to each.
+
+    Where free text answers the same prompt in several examples, they are one item with several
+    references, so that none of them counts against the others.
     """
-    pool = exemplar_pool(task.splits["train"], template)
-    if count > len(pool):
-        raise InputError(
-            f"task {task.config.name}: {count} shots asked for, the training split has "
-            f"{len(pool)} examples of template {template!r}"
-        )
-    answers = [e.completion for e in pool]
-    balance = all(e.choices for e in pool) and count >= len(set(answers))
-    keys = [f"{e.key} {e.origin}" for e in pool]
-    chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
-    # Classes would come in their own order; exemplars in the order of their keys do not.
-    return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))
+    items: list[Example] = []
+    answers: list[list[str]] = []
+    place: dict[object, int] = {}
+    for example in examples:
+        prompt = (example.template, tuple(tuple(sorted(m.items())) for m in example.messages))
+        number = None if example.choices else place.setdefault(prompt, len(items))
+        if number is None or number == len(items):
+            items.append(example)
+            answers.append([example.completion])
+        elif example.completion not in answers[number]:
+            answers[number].append(example.completion)
+    size = max_items or len(items)
+    return items[:size], [tuple(a) if len(a) > 1 else () for a in answers[:size]]
 
 
-def _predict(
-    model: LanguageModel,
-    task: TaskData,
-    items: Sequence[Example],
-    shots: int,
-    seed: int,
-    metrics: Sequence[str],
-    config: EvaluationConfig,
-    mesh: Mesh | None,
-) -> list[Prediction]:
-    before = {t: exemplars(task, t, shots, seed) for t in sorted({e.template for e in items})}
-    prompts = [[*before[e.template], *e.messages] for e in items]
-    needs = {METRICS[metric].needs for metric in metrics}
-    ranked, generated = [""] * len(items), [""] * len(items)
-    if "ranked" in needs:
-        _refuse_unranked(task, items)
-        questions = encode_questions(
-            model.chat, [(p, e.choices) for p, e in zip(prompts, items, strict=True)]
-        )
-        _refuse_long(model, task, [len(q.prompt) + max(map(len, q.choices)) for q in questions])
-        scores = choice_log_likelihoods(model.structure, model.params, questions, mesh=mesh)
-        ranked = [e.choices[int(np.argmax(s))] for e, s in zip(items, scores, strict=True)]
-    if "generated" in needs:
-        ids = [model.chat.prompt_ids(prompt) for prompt in prompts]
-        new = config.max_new_tokens or _longest_answer(model, items)
-        _refuse_long(model, task, [len(i) + new for i in ids])
-        outputs = generate(
-            model.structure, model.params, ids, Sampling(max_new_tokens=new),
-            stop_ids=model.stop_ids, mesh=mesh,
-        )  # fmt: skip
-        generated = [model.chat.decode(output) for output in outputs]
-    return [
-        Prediction(e.completion, r, g) for e, r, g in zip(items, ranked, generated, strict=True)
-    ]
-
-
-def _refuse_unranked(task: TaskData, items: Sequence[Example]) -> None:
+def _refuse_unranked(where: str, items: Sequence[Example]) -> None:
     without = next((e for e in items if not e.choices), None)
     if without:
         raise InputError(
-            f"task {task.config.name}: template {without.template!r} has no answer choices "
+            f"{where}: template {without.template!r} has no answer choices "
             "to rank; choose metrics that generate, such as exact_match"
         )
 
 
-def _longest_answer(model: LanguageModel, items: Sequence[Example]) -> int:
-    encoded = model.chat.encode((e.messages, e.completion) for e in items)
-    return max(int(e.trained.sum()) for e in encoded) + 1
+def _where(name: str, scored: Scored, split: str, shots: int) -> Row:
+    return {"model": name, "task": scored.task.config.name, "split": split, "shots": shots}
 
 
-def _refuse_long(model: LanguageModel, task: TaskData, lengths: Sequence[int]) -> None:
-    limit = model.structure.config.max_positions
-    if max(lengths) > limit:
-        raise InputError(
-            f"task {task.config.name}: a prompt with its shots and answer has {max(lengths)} "
-            f"tokens, the model's context is {limit}; ask for fewer shots"
-        )
-
-
-def _row(model: str, task: str, split: str, shots: int, metric: str, score: Any, count: int) -> Row:
+def _row(where: Row, metric: str, score: Score, count: int, **more: Any) -> Row:
     return {
-        "model": model, "task": task, "split": split, "shots": shots, "metric": metric,
-        "value": score.value, "count": count, "low": score.low, "high": score.high,
+        **where, "metric": metric, "value": score.value, "count": count, "low": score.low,
+        "high": score.high, **more,
     }  # fmt: skip
+
+
+def _rows(where: Row, scored: Scored, runs: Sequence[Answers]) -> list[Row]:
+    """Each metric over all items."""
+    predictions = [run.predictions for run in runs]
+    return [
+        _row(where, metric, score(metric, predictions), len(scored.items), **_costs(runs))
+        for metric in scored.metrics
+    ]
+
+
+def _parts(where: Row, scored: Scored, runs: Sequence[Answers]) -> list[Row]:
+    """Each metric over the items of each template, and of each class, where there are several."""
+    predictions = [run.predictions for run in runs]
+    templates = sorted({e.template for e in scored.items})
+    classes = _classes(scored.items)
+    rows = []
+    for metric in scored.metrics:
+        for template in templates if len(templates) > 1 else ():
+            part = [i for i, e in enumerate(scored.items) if e.template == template]
+            found = score(metric, [[run[i] for i in part] for run in predictions])
+            costs = _costs([run.of(part) for run in runs])
+            rows.append(_row(where, metric, found, len(part), **costs, template=template))
+        for label in classes if METRICS[metric].by_class else ():
+            part = [i for i, e in enumerate(scored.items) if e.completion == label]
+            found = class_score(metric, predictions, label)
+            costs = _costs([run.of(part) for run in runs])
+            rows.append(_row(where, metric, found, len(part), **costs, **{"class": label}))
+    return rows
+
+
+def _costs(runs: Sequence[Answers]) -> Row:
+    """What prompts hold, on average over items and seeds."""
+    asked = [a for run in runs for a in run.asked]
+    return {
+        "prompt_tokens": float(np.mean([len(a.prompt) for a in asked])),
+        "shots_given": float(np.mean([a.shots for a in asked])),
+    }
+
+
+def _classes(items: Sequence[Example]) -> list[str]:
+    """The answers that occur, where every prompt of a template offers the same choices."""
+    choices = {(e.template, e.choices) for e in items}
+    if not all(e.choices for e in items) or len(choices) > len({t for t, _ in choices}):
+        return []
+    return sorted({e.completion for e in items})
+
+
+def _lines(where: Row, model: LanguageModel, scored: Scored, run: Answers) -> Iterator[Line]:
+    for item, asked, prediction in zip(scored.items, run.asked, run.predictions, strict=True):
+        yield Line(
+            **where,
+            seed=run.seed,
+            shots_given=asked.shots,
+            template=item.template,
+            key=item.content,
+            metrics=scored.metrics,
+            prompt=model.chat.prompt_text(asked.messages),
+            prediction=prediction,
+        )

@@ -3,39 +3,43 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_NAMES = {
+from ift_jax.evaluation.metrics import METRICS
+
+_BASELINES = {
     "majority": "always the most frequent answer",
-    "base": "base model",
-    "tuned": "tuned model",
+    "copy": "copying the input",
+    "random": "choosing at random",
 }
+_NAMES = {"base": "base model", "tuned": "tuned model"}
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line per model and number of shots, a column per task and metric, with intervals.
 
+    Rows of a single template or class are left out. Under the table stand what is no
+    percentage, how many items were scored, and what the prompts cost.
+
     Example:
         >>> row = {"model": "tuned", "task": "rating", "split": "test", "shots": 0,
-        ...        "metric": "accuracy", "value": 0.61, "count": 300, "low": 0.55, "high": 0.66}
-        >>> print(results_table([row]))
+        ...        "metric": "accuracy", "value": 0.61, "count": 300, "low": 0.55, "high": 0.66,
+        ...        "prompt_tokens": 71.25, "shots_given": 0.0}
+        >>> chance = {**row, "model": "random", "value": 0.2, "low": 0.2, "high": 0.2}
+        >>> print(results_table([chance, row]))
                                   rating
                                 accuracy
+        choosing at random            20
         tuned model, 0 shots  61 [55–66]
         <BLANKLINE>
         Percent, with 95 % intervals; 300 test items of rating.
+        Tokens of a prompt: rating 71 at 0 shots.
     """
+    rows = [row for row in rows if not row.keys() & {"template", "class"}]
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines = list(dict.fromkeys((row["model"], row["shots"]) for row in rows))
-    cells = {
-        (row["model"], row["shots"], row["task"], row["metric"]): (
-            f"{row['value'] * 100:.0f} [{row['low'] * 100:.0f}–{row['high'] * 100:.0f}]"
-        )
-        for row in rows
-    }
+    cells = {(row["model"], row["shots"], row["task"], row["metric"]): _cell(row) for row in rows}
     table = [["", *(task for task, _ in columns)], ["", *(metric for _, metric in columns)]]
     for model, shots in lines:
-        name = _NAMES.get(model, model)
-        plural = "shot" if shots == 1 else "shots"
-        label = name if model == "majority" else f"{name}, {shots} {plural}"
+        label = _BASELINES.get(model) or f"{_NAMES.get(model, model)}, {_plural(shots)}"
         table.append([label, *(cells.get((model, shots, *column), "–") for column in columns)])
     widths = [max(len(row[i]) for row in table) for i in range(len(columns) + 1)]
     text = [
@@ -47,5 +51,38 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in table
     ]
+    return "\n".join([*text, "", *_notes(rows)])
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    value, low, high = (
+        f"{row[key] * 100:.0f}" if _is_percent(row["metric"]) else f"{row[key]:.2f}"
+        for key in ("value", "low", "high")
+    )
+    return value if row["low"] == row["high"] else f"{value} [{low}–{high}]"
+
+
+def _is_percent(metric: str) -> bool:
+    return metric not in METRICS or METRICS[metric].is_percent
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = dict.fromkeys(f"{row['count']} {row['split']} items of {row['task']}" for row in rows)
-    return "\n".join([*text, "", f"Percent, with 95 % intervals; {', '.join(counts)}."])
+    others = dict.fromkeys(row["metric"] for row in rows if not _is_percent(row["metric"]))
+    but = f", but for {', '.join(others)}" if others else ""
+    notes = [f"Percent{but}, with 95 % intervals; {', '.join(counts)}."]
+    costs: dict[str, list[str]] = {}
+    for row in rows:
+        if "prompt_tokens" in row and row["model"] not in _BASELINES:
+            short = row["shots_given"] < row["shots"]
+            room = f" (room for {row['shots_given']:.1f})" if short else ""
+            cost = f"{row['prompt_tokens']:.0f} at {_plural(row['shots'])}{room}"
+            costs.setdefault(row["task"], []).append(cost)
+    if costs:
+        tasks = (f"{task} {', '.join(dict.fromkeys(said))}" for task, said in costs.items())
+        notes.append(f"Tokens of a prompt: {'; '.join(tasks)}.")
+    return notes
+
+
+def _plural(shots: int) -> str:
+    return f"{shots} {'shot' if shots == 1 else 'shots'}"

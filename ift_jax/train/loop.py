@@ -23,7 +23,7 @@ from ift_jax.data.loader import Batches
 from ift_jax.data.prepared import load_data
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
-from ift_jax.evaluation.tasks import Row, check_scoring, evaluate, majority_rows
+from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.metrics_log import MetricsLog
@@ -380,7 +380,7 @@ def final_scores(
     tuned = scored(base.with_params(best), "tuned", (0,))
     del best
     base_rows = scored(load_base(config, mesh), "base", config.evaluation.shots)
-    return majority_rows(data, config.evaluation, split="test") + base_rows + tuned
+    return baseline_rows(data, config.evaluation, split="test") + base_rows + tuned
 
 
 def _check_batch(config: RunConfig, mesh: Mesh) -> None:

@@ -49,6 +49,7 @@ def place(tmp_path, tiny_llama):
         ("evaluate --config=tiny.py --model=m --output=no/o.json", "no/o.json: cannot be written"),
         ("evaluate --config=tiny.py --model=m --output=/proc/o", "/proc/o: cannot be written (No"),
         ("evaluate --config=tiny.py --model=m --output=.", ".: cannot be written (Is a directory)"),
+        ("evaluate --config=tiny.py --model=m --output=o --predictions=no/p", "no/p: cannot be"),
         ("data --config=nosuch", f"--config=nosuch: no such config; there are {CONFIGS}"),
         ("data --config=no/such.py", "--config=no/such.py: no such file"),
         ("data --config=tiny.py --config.train.num_stps=3",

@@ -41,7 +41,7 @@ def test_without_a_verb_the_verbs_are_listed(place, arguments):
     [
         ("data", ["config", "preview", "tokens", "output"]),
         ("train", ["config", "workdir"]),
-        ("evaluate", ["config", "model", "split", "shots", "name", "output"]),
+        ("evaluate", ["config", "model", "split", "shots", "name", "output", "predictions"]),
         ("generate", ["model", "prompt", "prompts", "output", "max_new_tokens", "temperature"]),
         ("export", ["workdir", "output", "step", "dtype"]),
     ],
@@ -215,9 +215,17 @@ def test_train_evaluate_generate_and_export_work_together(place):
         for r in rows
     )
 
-    scored = place.run("evaluate", "--config=tiny.py", "--model=run", "--output=scores.json")
+    scored = place.run(
+        "evaluate", "--config=tiny.py", "--model=run", "--output=scores.json",
+        "--predictions=items.jsonl",
+    )  # fmt: skip
     assert scored.status == 0, scored.stderr
+    items = [json.loads(line) for line in (place.path / "items.jsonl").read_text().splitlines()]
+    assert [item["ranked"] == item["reference"] for item in items].count(True) == sum(
+        r["value"] * r["count"] for r in rows if (r["model"], r["metric"]) == ("tuned", "accuracy")
+    )
     again = json.loads((place.path / "scores.json").read_text())["rows"]
+    again = [r for r in again if "class" not in r]
     assert [r for r in again if r["model"] == "tuned"] == [r for r in rows if r["model"] == "tuned"]
 
     exported = place.run("export", "--workdir=run", "--output=out")

@@ -72,7 +72,6 @@ def test_a_prepared_set_is_what_would_be_built_in_memory(config, chat, tmp_path)
             e.choices for e in built.examples(split)
         ]
     for task, other in zip(data.tasks, built.tasks, strict=True):
-        assert task.answers() == other.answers()
         for name in other.splits["train"].templates():
             assert [e.content for e in task.splits["train"].of_template(name)] == [
                 e.content for e in other.splits["train"].of_template(name)

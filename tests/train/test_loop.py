@@ -83,7 +83,9 @@ def test_results_hold_base_at_each_shot_and_tuned_at_zero(finished):
     _, rows = finished
     found = {(r["model"], r["shots"], r["metric"]) for r in rows}
     assert found == {
-        ("majority", 0, "accuracy"),
+        *(("majority", 0, metric) for metric in ("accuracy", "exact_match")),
+        ("random", 0, "accuracy"),
+        ("copy", 0, "exact_match"),
         *(("base", shots, metric) for shots in (0, 1) for metric in ("accuracy", "exact_match")),
         *(("tuned", 0, metric) for metric in ("accuracy", "exact_match")),
     }

@@ -1,0 +1,95 @@
+"""What can be scored without a model: the most frequent answer, a copy of the input, chance."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ift_jax.data.examples import Example
+from ift_jax.data.pipeline import TaskData
+from ift_jax.evaluation.frames import template_frames, without_frame
+from ift_jax.evaluation.intervals import Score
+from ift_jax.evaluation.metrics import METRICS, score
+from ift_jax.evaluation.predictions import Prediction
+
+# A fixed answer has no likelihood to divide or calibrate: it scores the same under all three.
+_BY_LABEL = {
+    "accuracy": "accuracy",
+    "accuracy_mean": "accuracy",
+    "accuracy_calibrated": "accuracy",
+    "macro_f1": "macro_f1",
+    "mcc": "mcc",
+}
+_BY_CHANCE = ("accuracy", "accuracy_mean", "accuracy_calibrated")
+
+Named = list[tuple[str, Score]]
+
+
+def majority_scores(
+    task: TaskData,
+    items: Sequence[Example],
+    references: Sequence[tuple[str, ...]],
+    metrics: Sequence[str],
+) -> Named:
+    """Metrics of always giving the most frequent answer of the training split.
+
+    Each template has its own, or that of all templates if the split does not know it.
+    """
+    train = task.splits["train"]
+    if not train:
+        return []
+    overall = most_frequent([e.completion for e in train])
+    by_template: dict[str, list[str]] = {}
+    for example in train:
+        by_template.setdefault(example.template, []).append(example.completion)
+    best = {template: most_frequent(answers) for template, answers in by_template.items()}
+    given = [best.get(e.template, overall) for e in items]
+    predictions = [
+        Prediction(e.completion, ranked=g, generated=g, references=r)
+        for e, g, r in zip(items, given, references, strict=True)
+    ]
+    used = [(m, _BY_LABEL.get(m, m)) for m in metrics if m in _BY_LABEL or _generates(m)]
+    return [(metric, score(same, [predictions])) for metric, same in used]
+
+
+def most_frequent(answers: Sequence[str]) -> str:
+    """The answer that occurs most often; of several, the first in alphabetical order.
+
+    Example:
+        >>> most_frequent(["b", "a", "b", "a", "c"])
+        'a'
+    """
+    counts = Counter(answers)
+    return max(sorted(counts), key=counts.__getitem__)
+
+
+def copy_scores(
+    task: TaskData,
+    items: Sequence[Example],
+    references: Sequence[tuple[str, ...]],
+    metrics: Sequence[str],
+) -> Named:
+    """Metrics of giving back the input: the prompt without what its template adds to it."""
+    frames = template_frames(task, items)
+    predictions = [
+        Prediction(
+            e.completion,
+            generated=without_frame(e.messages[-1]["content"], frames[e.template]),
+            references=r,
+        )
+        for e, r in zip(items, references, strict=True)
+        if e.messages
+    ]
+    if len(predictions) < len(items):
+        return []
+    return [(metric, score(metric, [predictions])) for metric in metrics if _generates(metric)]
+
+
+def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
+    """What choosing at random scores on average: an exact value, with no interval around it."""
+    if not all(e.choices for e in items):
+        return []
+    value = sum((e.completion in e.choices) / len(e.choices) for e in items) / len(items)
+    return [(metric, Score(value, value, value)) for metric in metrics if metric in _BY_CHANCE]
+
+
+def _generates(metric: str) -> bool:
+    return METRICS[metric].needs == "generated"

@@ -1,0 +1,193 @@
+"""python -m ift_jax.evaluation.comparison FIRST.jsonl SECOND.jsonl: two models on the same items.
+
+The files are what `ift evaluate --predictions=F.jsonl` writes. Every model and number of shots of
+the first file is compared with every one of the second, task by task, on paired items.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ift_jax.errors import InputError, one_line
+from ift_jax.evaluation.intervals import mcnemar, paired_bootstrap
+from ift_jax.evaluation.metrics import METRICS, check_metrics, check_packages, item_counts
+from ift_jax.evaluation.predictions import Line, Prediction, read_lines
+
+MCNEMAR, BOOTSTRAP = "McNemar's exact test", "paired bootstrap"
+
+Item = tuple[str, str]  # template and key
+
+
+class Setting(NamedTuple):
+    """What was scored, and how."""
+
+    task: str
+    split: str
+    model: str
+    shots: int
+
+
+class Runs(NamedTuple):
+    """Predictions of one setting: the same items by every seed of exemplars, in one order."""
+
+    items: list[Item]
+    predictions: list[list[Prediction]]
+    metrics: tuple[str, ...]
+
+
+def compare(
+    first: str | Path, second: str | Path, metrics: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Differences between two files of predictions, second minus first, with interval and p-value.
+
+    The interval is that of the paired bootstrap. The p-value is that of McNemar's exact test
+    where items are right or wrong and each model answered them once, else the bootstrap's.
+
+    Args:
+        metrics: default: those that both files were made for.
+
+    Returns:
+        One row per task, pair of settings and metric.
+
+    Raises:
+        InputError: if a file cannot be read, a metric not be computed, or items differ.
+    """
+    check_metrics(metrics, "metrics")
+    before, after = _settings(first), _settings(second)
+    rows = []
+    for a, runs_a in before.items():
+        for b, runs_b in after.items():
+            if (a.task, a.split) == (b.task, b.split):
+                where = f"task {a.task}, {a.split} split"
+                shared = [m for m in runs_a.metrics if m in runs_b.metrics]
+                for metric in metrics or shared:
+                    _check(metric, where, runs_a, runs_b)
+                    rows.append(_row(metric, a, runs_a, b, runs_b))
+    if not rows:
+        raise InputError(f"{first}, {second}: have no task, split and metric in common")
+    return rows
+
+
+def _settings(path: str | Path) -> dict[Setting, Runs]:
+    by_seed: dict[Setting, dict[int, dict[Item, Line]]] = {}
+    for line in read_lines(path):
+        setting = Setting(line.task, line.split, line.model, line.shots)
+        lines = by_seed.setdefault(setting, {}).setdefault(line.seed, {})
+        if (line.template, line.key) in lines:
+            raise InputError(f"{path}: task {line.task} holds item {line.key} twice")
+        lines[line.template, line.key] = line
+    return {setting: _runs(path, setting, seeds) for setting, seeds in by_seed.items()}
+
+
+def _runs(path: str | Path, setting: Setting, seeds: dict[int, dict[Item, Line]]) -> Runs:
+    first = next(iter(seeds.values()))
+    items = sorted(first)
+    for seed, lines in seeds.items():
+        if sorted(lines) != items:
+            raise InputError(f"{path}: task {setting.task} has other items for seed {seed}")
+    metrics = first[items[0]].metrics
+    check_metrics(metrics, str(path))
+    predictions = [[lines[item].prediction for item in items] for lines in seeds.values()]
+    return Runs(items, predictions, metrics)
+
+
+def _check(metric: str, where: str, first: Runs, second: Runs) -> None:
+    check_packages([metric])
+    if first.items != second.items:
+        differ = len(set(first.items) ^ set(second.items))
+        raise InputError(
+            f"{where}: {differ} items are in one file only; score both models on the same data "
+            "with the same config.evaluation.max_items"
+        )
+    answers = [[p.accepted for p in runs.predictions[0]] for runs in (first, second)]
+    if answers[0] != answers[1]:
+        raise InputError(f"{where}: the files have other references for the same items")
+    for runs in (first, second):
+        if not _holds(runs, METRICS[metric].needs):
+            raise InputError(
+                f"{where}: metric {metric} cannot be computed from a file that was made for "
+                + ", ".join(runs.metrics)
+            )
+
+
+def _holds(runs: Runs, need: str) -> bool:
+    """Whether the predictions have what a metric reads."""
+    sample = runs.predictions[0][0]
+    return {
+        "ranked": bool(sample.scores),
+        "calibrated": bool(sample.neutral_scores),
+        "generated": any(METRICS[metric].needs == "generated" for metric in runs.metrics),
+        "reference": bool(sample.num_tokens),
+    }[need]
+
+
+def _row(metric: str, a: Setting, first: Runs, b: Setting, second: Runs) -> dict[str, Any]:
+    runs = [*first.predictions, *second.predictions]
+    counts = item_counts(METRICS[metric].items, runs)  # of both at once: the same classes
+    cut = len(first.predictions)
+    found = paired_bootstrap(counts[:cut], counts[cut:], METRICS[metric].value)
+    test = BOOTSTRAP
+    if METRICS[metric].is_share and len(runs) == 2:
+        right = counts[:, :, 0] > 0
+        p = mcnemar(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
+        found, test = found._replace(p=p), MCNEMAR
+    values = [
+        float(METRICS[metric].value(c.sum(axis=1)).mean()) for c in (counts[:cut], counts[cut:])
+    ]
+    return {
+        "task": a.task,
+        "split": a.split,
+        "metric": metric,
+        "count": len(first.items),
+        "first": {"model": a.model, "shots": a.shots, "value": values[0]},
+        "second": {"model": b.model, "shots": b.shots, "value": values[1]},
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "test": test,
+    }
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line per row of `compare`, shares as percentages."""
+    lines = []
+    for row in rows:
+        scale, digits = (100, 1) if METRICS[row["metric"]].is_percent else (1, 3)
+        number = {key: f"{row[key] * scale:+.{digits}f}" for key in ("difference", "low", "high")}
+        sides = []
+        for side in (row["first"], row["second"]):
+            shots = "1 shot" if side["shots"] == 1 else f"{side['shots']} shots"
+            sides.append(f"{side['model']} at {shots} {side['value'] * scale:.{digits}f}")
+        lines.append(
+            f"{row['task']} {row['metric']}: {sides[0]}, {sides[1]}, difference "
+            f"{number['difference']} [{number['low']}, {number['high']}], p = {row['p']:.2g} "
+            f"({row['test']}, {row['count']} {row['split']} items)"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the comparison of two files of predictions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ift_jax.evaluation.comparison", description=__doc__
+    )
+    parser.add_argument("first", help="predictions of the one model")
+    parser.add_argument("second", help="predictions of the other")
+    parser.add_argument("--metrics", default="", help="default: those that both were made for")
+    parser.add_argument("--output", default="", help="file for the rows, as JSON")
+    flags = parser.parse_args(arguments)
+    try:
+        rows = compare(flags.first, flags.second, tuple(filter(None, flags.metrics.split(","))))
+        if flags.output:
+            Path(flags.output).write_text(json.dumps({"rows": rows}, indent=2) + "\n", "utf-8")
+    except (InputError, OSError) as error:
+        sys.exit(f"comparison: {one_line(error)}")
+    print(comparison_table(rows))
+
+
+if __name__ == "__main__":
+    main()

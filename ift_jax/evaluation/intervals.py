@@ -1,0 +1,128 @@
+"""95 % intervals, and tests between two models on the same items.
+
+Everything here works on sufficient statistics: an array [S, N, K] holds K numbers for each of N
+items and each of S runs over them (seeds of exemplars), and a metric is a function of their sums
+over items. So a resample costs a weighted sum, not a new count of matching n-grams.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Value = Callable[[Array], Array]  # sums [..., K] -> values [...]
+
+RESAMPLES = 1000
+_BLOCK = 100  # resamples drawn at a time: their weights are [_BLOCK, N]
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+class Score(NamedTuple):
+    """A value and the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """Second minus first, the bounds of its 95 % interval, and a two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def share(successes: float, count: float) -> Score:
+    """A share with Wilson's score interval (Wilson 1927), which stays within 0 and 1.
+
+    Example:
+        >>> [round(x, 3) for x in share(45, 100)]
+        [0.45, 0.356, 0.548]
+    """
+    if not count:
+        return Score(math.nan, math.nan, math.nan)
+    p = successes / count
+    centre = (p + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * math.sqrt(p * (1 - p) / count + _Z**2 / (4 * count**2))
+    return Score(p, max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def bootstrap(items: Float[Array, "S N K"], value: Value, resamples: int = RESAMPLES) -> Score:
+    """A metric, averaged over runs, with its percentile interval over seeded resamples of items.
+
+    All runs of a resample hold the same items: the interval is about items, not about seeds.
+
+    Example:
+        >>> answers = np.array([[[1.0, 1.0]] * 45 + [[0.0, 1.0]] * 55])  # 45 of 100 are right
+        >>> [round(x, 2) for x in bootstrap(answers, lambda sums: sums[..., 0] / sums[..., 1])]
+        [0.45, 0.36, 0.55]
+    """
+    values = np.concatenate([value(sums).mean(axis=-1) for sums in _resampled(items, resamples)])
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Score(_overall(items, value), float(low), float(high))
+
+
+def paired_bootstrap(
+    first: Float[Array, "S N K"],
+    second: Float[Array, "T N K"],
+    value: Value,
+    resamples: int = RESAMPLES,
+) -> Difference:
+    """The difference of a metric between two models on the same items, second minus first.
+
+    The interval is the percentile interval of the differences over resamples of items. The
+    p-value is the share of resamples whose difference lies as far from their mean as the
+    observed one lies from 0 (Riezler and Maxwell 2005), the observed one counted among them.
+
+    Raises:
+        ValueError: if the numbers of items or of statistics disagree.
+    """
+    if first.shape[1:] != second.shape[1:]:
+        raise ValueError(f"expected the same items, got {first.shape} and {second.shape}")
+    runs = first.shape[0]
+    both = np.concatenate([first, second])
+    blocks = [value(sums) for sums in _resampled(both, resamples)]
+    found = np.concatenate([b[:, runs:].mean(axis=1) - b[:, :runs].mean(axis=1) for b in blocks])
+    observed = _overall(second, value) - _overall(first, value)
+    far = np.abs(found - found.mean()) >= abs(observed) - 1e-12
+    low, high = np.quantile(found, [0.025, 0.975])
+    p = (1 + int(far.sum())) / (1 + resamples)
+    return Difference(observed, float(low), float(high), p)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test (McNemar 1947).
+
+    Under the null hypothesis an item that one model alone gets right is as likely the first's
+    as the second's: a binomial test with probability 1/2.
+
+    Example:
+        >>> round(mcnemar(2, 10), 4)
+        0.0386
+        >>> mcnemar(0, 0)
+        1.0
+    """
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(count, k) for k in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**count))
+
+
+def _overall(items: Array, value: Value) -> float:
+    return float(value(items.sum(axis=1)).mean())
+
+
+def _resampled(items: Array, resamples: int) -> Iterator[Float[Array, "R S K"]]:
+    """Sums over seeded resamples of the N items, some at a time."""
+    rng = np.random.default_rng(0)
+    count = items.shape[1]
+    for start in range(0, resamples, _BLOCK):
+        size = min(_BLOCK, resamples - start)
+        drawn = [rng.integers(0, count, count) for _ in range(size)]
+        weights = np.stack([np.bincount(d, minlength=count) for d in drawn]).astype(np.float64)
+        yield np.tensordot(weights, items, axes=([1], [1]))

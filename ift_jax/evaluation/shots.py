@@ -1,0 +1,126 @@
+"""In-context learning: solved examples before the question, as many as the context has room for."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ift_jax.data.chat import Message
+from ift_jax.data.examples import Example
+from ift_jax.data.pipeline import TaskData
+from ift_jax.data.shots import exemplar_pool, solved
+from ift_jax.data.splits import take_subset
+from ift_jax.errors import InputError
+from ift_jax.evaluation.scoring import Question, encode_questions
+from ift_jax.language_model import LanguageModel
+
+
+class Asked(NamedTuple):
+    """An item as a model is asked it.
+
+    Attributes:
+        messages: exemplars and question.
+        shots: exemplars among them.
+        prompt: the same as tokens.
+        options: answers to score, the item's choices first; () where nothing is scored.
+        question: prompt and options as tokens; None where nothing is scored.
+    """
+
+    messages: list[Message]
+    shots: int
+    prompt: NDArray[np.int32]
+    options: tuple[str, ...] = ()
+    question: Question | None = None
+
+
+def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Message]:
+    """Solved examples as turns of a chat: of the training split, of the same template.
+
+    Balanced over the answers where they are choices; the order is the seed's too.
+    """
+    pool = exemplar_pool(task.splits["train"], template)
+    if count > len(pool):
+        raise InputError(
+            f"task {task.config.name}: {count} shots asked for, the training split has "
+            f"{len(pool)} examples of template {template!r}"
+        )
+    answers = [e.completion for e in pool]
+    balance = all(e.choices for e in pool) and count >= len(set(answers))
+    keys = [f"{e.key} {e.origin}" for e in pool]
+    chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
+    # Classes would come in their own order; exemplars in the order of their keys do not.
+    return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))
+
+
+def ask(
+    model: LanguageModel,
+    task: TaskData,
+    items: Sequence[Example],
+    shots: int,
+    seed: int,
+    *,
+    scored: bool,
+    new_tokens: int,
+) -> list[Asked]:
+    """Each item behind `shots` exemplars, or behind as many as leave room for its answer.
+
+    Args:
+        scored: whether answers will be scored, so that options must fit.
+        new_tokens: how many will be generated; 0 if none.
+
+    Raises:
+        InputError: if an item does not fit without any exemplar, or the training split has
+            fewer than `shots` examples of an item's template.
+    """
+    limit = model.structure.config.max_positions
+    found: dict[int, Asked] = {}
+    waiting, longest = list(range(len(items))), 0
+    for count in range(shots, -1, -1):
+        asked = _ask(model, task, [items[i] for i in waiting], count, seed, scored)
+        lengths = [_length(a, new_tokens) for a in asked]
+        found |= {i: a for i, a, n in zip(waiting, asked, lengths, strict=True) if n <= limit}
+        waiting = [i for i, n in zip(waiting, lengths, strict=True) if n > limit]
+        longest = max(lengths)
+        if not waiting:
+            return [found[i] for i in range(len(items))]
+    raise InputError(
+        f"task {task.config.name}: a prompt with its answer has {longest} tokens, the model's "
+        f"context is {limit}; lower config.data.max_length or config.evaluation.max_new_tokens"
+    )
+
+
+def _ask(
+    model: LanguageModel,
+    task: TaskData,
+    items: Sequence[Example],
+    count: int,
+    seed: int,
+    scored: bool,
+) -> list[Asked]:
+    before = {t: exemplars(task, t, count, seed) for t in sorted({e.template for e in items})}
+    messages = [[*before[e.template], *e.messages] for e in items]
+    prompts = [model.chat.prompt_ids(m) for m in messages]
+    asked = [Asked(m, count, p) for m, p in zip(messages, prompts, strict=True)]
+    if not scored:
+        return asked
+    options = [options_of(e) for e in items]
+    questions = encode_questions(model.chat, list(zip(messages, options, strict=True)))
+    return [
+        a._replace(options=o, question=q) for a, o, q in zip(asked, options, questions, strict=True)
+    ]
+
+
+def options_of(item: Example) -> tuple[str, ...]:
+    """What is scored: the choices, and the answer if it is none of them."""
+    known = item.completion in item.choices
+    return item.choices if known else (*item.choices, item.completion)
+
+
+def _length(asked: Asked, new_tokens: int) -> int:
+    """The positions that an item takes, answer included."""
+    length = len(asked.prompt) + new_tokens
+    if asked.question is not None:
+        prompt, choices = asked.question
+        length = max(length, len(prompt) + max(map(len, choices)))
+    return length

@@ -1,0 +1,168 @@
+"""Our models in the evaluation harness, against its own Hugging Face model on the same tasks."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from torch_reference import save_variant
+
+from ift_jax.errors import InputError
+from ift_jax.evaluation import lm_eval as ours
+
+pytest.importorskip("lm_eval")
+
+RECORDS = [
+    {
+        "question": f"{'Well, ' * (n % 5)}is {n} plus {n} {2 * n}?",
+        "choices": ["yes", "no", "only on Sundays"][: 2 + n % 2],
+        "answer": n % 2,
+        "text": f"Number {n}. " * (1 + n % 7),
+    }
+    for n in range(10)
+]
+TASKS = {
+    "ranked": """
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+""",
+    "rolling": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - metric: byte_perplexity
+""",
+    "generated": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs:
+  until: ["e", "\\n\\n"]
+  max_gen_toks: 20
+metric_list:
+  - metric: exact_match
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Its context is shorter than the longest rolling text."""
+    path = tmp_path_factory.mktemp("lm_eval") / "model"
+    return save_variant(path, max_position_embeddings=72, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks")
+    (path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    for name, text in TASKS.items():
+        (path / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
+            f"{path / 'data.jsonl'}\ntest_split: test\nfewshot_split: test\n{text}"
+        )
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def run(model, arguments, tasks, names, **options):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    found = lm_eval.simple_evaluate(
+        model=model, model_args=arguments, tasks=list(names), bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False), **options,
+    )  # fmt: skip
+    answers = {
+        name: [s["resps"] for s in sorted(rows, key=lambda s: s["doc_id"])]
+        for name, rows in found["samples"].items()
+    }
+    return answers, found["results"]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_fewshot": 1}, {"apply_chat_template": True}])
+def test_scores_texts_and_metrics_are_those_of_lm_evals_hugging_face_model(folder, tasks, options):
+    ours.model_class()
+    names = TASKS if not options else ("ranked", "generated")
+    reference = {"pretrained": str(folder), "dtype": "float32", "max_length": 72}
+    expected, expected_results = run("hf", reference, tasks, names, device="cpu", **options)
+    found, results = run("ift_jax", {"path": str(folder)}, tasks, names, **options)
+    for mine, theirs in zip(found["ranked"], expected["ranked"], strict=True):
+        for [(score, greedy)], [(other, also)] in zip(mine, theirs, strict=True):
+            assert score == pytest.approx(other, abs=1e-3)
+            assert greedy == also
+    if "rolling" in names:
+        np.testing.assert_allclose(
+            np.array(found["rolling"], float), np.array(expected["rolling"], float), atol=1e-3
+        )
+    assert found["generated"] == expected["generated"]
+    assert len({str(text) for text in found["generated"]}) > 1
+    for name in names:
+        for metric in ("acc,none", "acc_norm,none", "byte_perplexity,none", "exact_match,none"):
+            assert results[name].get(metric) == pytest.approx(expected_results[name].get(metric))
+
+
+def test_a_continuation_is_greedy_where_each_of_its_tokens_is_the_most_likely(folder):
+    model = ours.model_class()(path=str(folder))
+    context, best = [65, 66, 67], []
+    for _ in range(2):
+        best.append(int(np.argmax(model.language_model.logits([[*context, *best]])[0, -1])))
+    other = (best[1] + 1) % 258
+    pairs = [(context, best), (context, [best[0], other]), (context, [other, best[1]])]
+    found = model._loglikelihood_tokens([(("c", str(n)), *pair) for n, pair in enumerate(pairs)])
+    assert [greedy for _, greedy in found] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_the_command_hands_over_to_lm_eval(folder, tasks, tmp_path):
+    outcome = subprocess.run(
+        [sys.executable, "-m", "ift_jax.evaluation.lm_eval", "--model_args", f"path={folder}",
+         "--tasks", "ranked", "--include_path", str(tasks), "--output_path", str(tmp_path / "out"),
+         "--limit", "3"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+    assert "ift_jax ({'path':" in outcome.stdout
+    [file] = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(file.read_text())["results"]["ranked"]["acc,none"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "path is missing"),
+        ({"path": "x", "pretrained": "y"}, "ift_jax has no argument 'pretrained'; there are path"),
+        ({"path": "/no/such/model"}, "/no/such/model: no such file or folder"),
+    ],
+)
+def test_arguments_that_mean_nothing_here_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ours.model_class()(**arguments)
+
+
+def test_a_setting_of_generation_that_we_do_not_have_is_refused():
+    with pytest.raises(InputError, match="generate with 'num_beams'"):
+        ours._sampling({"until": [], "num_beams": 4}, 0)
+    sampling, stops = ours._sampling({"until": "x", "do_sample": True, "temperature": 0.5}, 3)
+    assert (sampling.temperature, sampling.max_new_tokens, sampling.seed) == (0.5, 256, 3)
+    assert stops == ["x"]
+
+
+def test_without_lm_eval_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    ours.model_class.cache_clear()
+    with pytest.raises(SystemExit, match=r"lm_eval: .*pip install \"ift_jax\[eval\]\""):
+        ours.main(["--tasks", "ranked"])

@@ -1,0 +1,371 @@
+"""From a task to rows: what is asked, what comes beside it, and scores against transformers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch_reference import save_variant, torch_model
+
+from ift_jax.data import pipeline
+from ift_jax.data.config import DataConfig, TaskConfig
+from ift_jax.errors import InputError
+from ift_jax.evaluation import metrics
+from ift_jax.evaluation.metrics import METRICS
+from ift_jax.evaluation.shots import exemplars
+from ift_jax.evaluation.tasks import (
+    EvaluationConfig,
+    baseline_rows,
+    check_scoring,
+    evaluate,
+    one_a_prompt,
+)
+from ift_jax.language_model import load_pretrained
+
+TEMPLATES = """
+dataset: reviews
+templates:
+  rate: !Template
+    id: rate
+    name: Rate
+    jinja: "Good or bad? Review: {{ text }} Verdict: ||| {{ verdict }}"
+    answer_choices: good ||| really quite bad ||| so-so
+    metadata: !TemplateMetadata {}
+    reference: ""
+  judge: !Template
+    id: judge
+    name: Judge
+    jinja: "{{ text }} So? ||| {{ answer_choices[0] if verdict == 'good' else answer_choices[1] }}"
+    answer_choices: "yes ||| no"
+    metadata: !TemplateMetadata {}
+    reference: ""
+  write: !Template
+    id: write
+    name: Write
+    jinja: "Review the {{ title }} please. ||| {{ text }}"
+    answer_choices: null
+    metadata: !TemplateMetadata {}
+    reference: ""
+"""
+VERDICTS = ("good", "really quite bad", "so-so", "good")
+RECORDS = [
+    {
+        "text": f"Lamp {n} is {'very ' * (n % 4)}bright.",
+        "verdict": VERDICTS[n % 4],
+        "title": f"lamp {n}",
+    }
+    for n in range(60)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_variant(tmp_path_factory.mktemp("tasks") / "model", tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_pretrained(folder)
+
+
+class Place:
+    def __init__(self, path: Path, chat):
+        self.path, self.chat = path, chat
+        (path / "t.yaml").write_text(TEMPLATES)
+
+    def data(self, *templates, records=RECORDS, choice="all", **fields):
+        file = self.path / f"{len(list(self.path.iterdir()))}.jsonl"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        settings = {"name": "lamps", "source": str(file), "templates": str(self.path / "t.yaml"),
+                    "template_names": templates, "template_choice": choice, "split_by": ("title",),
+                    "validation_fraction": 0.0, "test_fraction": 0.25, **fields}  # fmt: skip
+        return pipeline.build(DataConfig(tasks=(TaskConfig(**settings),)), self.chat)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, model):
+    return Place(tmp_path_factory.mktemp("data"), model.chat)
+
+
+@pytest.fixture(scope="module")
+def rated(place):
+    return place.data("Rate")
+
+
+def rows_of(model, data, *metrics, shots=(0,), breakdown=False, keep=None, **settings):
+    config = EvaluationConfig(metrics=metrics, **settings)
+    return evaluate(model, data, config, name="base", split="test", shots=shots,
+                    breakdown=breakdown, keep=keep)  # fmt: skip
+
+
+def values(rows):
+    return {(row["shots"], row["metric"]): row["value"] for row in rows}
+
+
+# Scores against transformers
+
+
+@pytest.fixture(scope="module")
+def in_torch(folder, model):
+    """(log-probability, whether it is the most likely) of each token of an answer."""
+    reference, tokenizer = torch_model(folder), model.tokenizer
+
+    def tokens(messages, answer):
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        start = len(tokenizer(prompt).input_ids)
+        ids = torch.tensor([tokenizer(prompt + answer + "<|im_end|>").input_ids])
+        with torch.no_grad():
+            logits = reference(ids).logits[0, start - 1 : -1].double()
+        targets = ids[0, start:]
+        logs = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+        return logs.numpy(), (logits.argmax(-1) == targets).numpy()
+
+    return tokens
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_rankings_by_sum_mean_and_calibrated_equal_transformers(model, rated, in_torch, shots):
+    [task] = rated.tasks
+    before = exemplars(task, "Rate", shots, 0)
+    neutral = [{"role": "user", "content": "Good or bad? Review: Lamp N/A bright. Verdict:"}]
+    right = {"accuracy": [], "accuracy_mean": [], "accuracy_calibrated": []}
+    lines = []
+    found = rows_of(model, rated, *right, shots=(shots,), keep=lines.append, max_items=7)
+    assert len(lines) == 7
+    for example, line in zip(task.splits["test"][:7], lines, strict=True):
+        logs = [in_torch([*before, *example.messages], c)[0] for c in example.choices]
+        sums, sizes = np.array([x.sum() for x in logs]), np.array([len(x) for x in logs])
+        base = np.array([in_torch([*before, *neutral], c)[0].sum() for c in example.choices])
+        np.testing.assert_allclose(line.prediction.scores, sums, atol=1e-3)
+        np.testing.assert_allclose(line.prediction.neutral_scores, base, atol=1e-3)
+        assert line.prediction.num_choice_tokens == tuple(sizes)
+        answer = example.choices.index(example.completion)
+        for metric, by in zip(right, (sums, sums / sizes, sums - base), strict=True):
+            right[metric].append(int(np.argmax(by)) == answer)
+    assert values(found) == {(shots, m): pytest.approx(np.mean(r)) for m, r in right.items()}
+
+
+@pytest.mark.parametrize("template", ["Rate", "Write"])
+def test_perplexity_and_token_accuracy_of_the_reference_equal_transformers(
+    model, place, in_torch, template
+):
+    data = place.data(template)
+    examples = data.tasks[0].splits["test"]
+    tokens = [in_torch(e.messages, e.completion) for e in examples]
+    nll, hits = (np.concatenate(parts) for parts in zip(*tokens, strict=True))
+    found = values(rows_of(model, data, "perplexity", "token_accuracy"))
+    assert found[0, "perplexity"] == pytest.approx(np.exp(-nll.mean()), rel=1e-4)
+    assert found[0, "token_accuracy"] == pytest.approx(hits.mean())
+
+
+# Rows
+
+
+def test_a_row_says_what_its_prompts_cost(model, rated):
+    [task] = rated.tasks
+    for shots in (0, 3):
+        [row] = rows_of(model, rated, "accuracy", shots=(shots,))
+        before = exemplars(task, "Rate", shots, 0)
+        lengths = [len(model.chat.prompt_ids([*before, *e.messages])) for e in task.splits["test"]]
+        assert row["prompt_tokens"] == pytest.approx(np.mean(lengths))
+        assert row["shots_given"] == shots
+        assert row["count"] == len(lengths)
+
+
+def test_parts_of_the_items_stand_behind_the_whole(model, place):
+    data = place.data("Rate", "Judge")
+    plain = rows_of(model, data, "accuracy", "macro_f1", "mcc")
+    rows = rows_of(model, data, "accuracy", "macro_f1", "mcc", breakdown=True)
+    assert rows[:3] == plain
+    for kind, names in (
+        ("template", {"Rate", "Judge"}),
+        ("class", {"good", "really quite bad", "so-so", "yes", "no"}),
+    ):
+        parts = [row for row in rows[3:] if kind in row and row["metric"] == "accuracy"]
+        assert {row[kind] for row in parts} == names
+        assert sum(row["count"] for row in parts) == rows[0]["count"]
+        mean = sum(row["value"] * row["count"] for row in parts) / rows[0]["count"]
+        assert mean == pytest.approx(rows[0]["value"])
+    f1 = [row["value"] for row in rows[3:] if "class" in row and row["metric"] == "macro_f1"]
+    assert np.mean(f1) == pytest.approx(rows[1]["value"])
+    assert not [row for row in rows if "class" in row and row["metric"] == "mcc"]
+
+
+def test_neither_one_template_nor_choices_of_each_item_are_broken_down(model, place):
+    rows = rows_of(model, place.data("Rate"), "accuracy", breakdown=True)
+    assert {row.get("class") for row in rows} == {None, *VERDICTS}
+    assert not any("template" in row for row in rows)
+    shared = "answer_choices: good ||| really quite bad ||| so-so"
+    own = 'answer_choices: "{{ title }} ||| good ||| really quite bad ||| so-so"'
+    (place.path / "own.yaml").write_text(TEMPLATES.replace(shared, own))
+    data = place.data("Rate", templates=str(place.path / "own.yaml"))
+    assert len({e.choices for e in data.tasks[0].splits["test"]}) > 1
+    assert len(rows_of(model, data, "accuracy", breakdown=True)) == 1
+
+
+def test_scores_do_not_depend_on_the_order_of_items(model, rated):
+    [task] = rated.tasks
+    names = ("accuracy", "accuracy_calibrated", "calibration_error", "perplexity", "exact_match")
+    splits = {**task.splits, "test": task.splits["test"][::-1]}
+    turned = pipeline.DataSet(rated.config, (pipeline.TaskData(task.config, splits),), rated.chat)
+    first, second = (values(rows_of(model, d, *names, shots=(0, 2))) for d in (rated, turned))
+    assert first == {key: pytest.approx(value, abs=1e-5) for key, value in second.items()}
+
+
+# Exemplars
+
+
+def test_several_seeds_of_exemplars_are_averaged(model, rated):
+    [task] = rated.tasks
+    assert len({str(exemplars(task, "Rate", 2, seed)) for seed in (0, 1, 2)}) == 3
+    names = ("accuracy", "perplexity")
+    each = [
+        values(rows_of(model, rated, *names, shots=(2,), exemplar_seeds=(s,))) for s in (0, 1, 2)
+    ]
+    lines = []
+    rows = rows_of(model, rated, *names, shots=(0, 2), exemplar_seeds=(0, 1, 2), keep=lines.append)
+    for metric in names:
+        assert values(rows)[2, metric] == pytest.approx(np.mean([e[2, metric] for e in each]))
+    assert len({e[2, "perplexity"] for e in each}) == 3
+    count = len(task.splits["test"])
+    assert all(row["count"] == count for row in rows)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    # Without exemplars, a second seed would only repeat the first.
+    assert [(line.shots, line.seed) for line in lines] == [
+        (0, 0)] * count + [(2, 0)] * count + [(2, 1)] * count + [(2, 2)] * count  # fmt: skip
+
+
+def test_exemplars_are_as_many_as_the_context_has_room_for(tmp_path_factory):
+    path = tmp_path_factory.mktemp("short") / "model"
+    model = load_pretrained(save_variant(path, max_position_embeddings=260))
+    data = Place(tmp_path_factory.mktemp("data"), model.chat).data("Rate")
+    lines = []
+    rows = rows_of(model, data, "accuracy", "exact_match", shots=(0, 6), keep=lines.append)
+    assert rows[0]["shots_given"] == 0
+    given = [line.shots_given for line in lines if line.shots == 6]
+    assert rows[2]["shots_given"] == rows[3]["shots_given"] == pytest.approx(np.mean(given))
+    assert 0 < min(given) <= max(given) < 6
+    longest = len("really quite bad") + 2
+    for line in lines:
+        used = len(model.tokenizer(line.prompt, add_special_tokens=False).input_ids)
+        assert used + longest <= 260
+        if line.shots == 6:
+            assert line.prompt.count("Verdict:") == line.shots_given + 1
+            [task] = data.tasks
+            [example] = [e for e in task.splits["test"] if e.content == line.key]
+            one_more = exemplars(task, "Rate", line.shots_given + 1, 0)
+            more = model.chat.prompt_ids([*one_more, *example.messages])
+            assert len(more) + longest > 260
+
+
+def test_an_item_that_does_not_fit_alone_is_refused(tmp_path_factory):
+    path = tmp_path_factory.mktemp("short") / "model"
+    model = load_pretrained(save_variant(path, max_position_embeddings=80))
+    data = Place(tmp_path_factory.mktemp("data"), model.chat).data("Rate")
+    config = EvaluationConfig(metrics=("accuracy",))
+    for check in (
+        lambda: rows_of(model, data, "accuracy", shots=(3,)),
+        lambda: check_scoring(model, data, config, split="test", shots=(3,)),
+    ):
+        with pytest.raises(InputError, match=r"task lamps: .* tokens, the model's context is 80"):
+            check()
+
+
+def test_more_shots_than_training_examples_are_refused_before_the_run(model, rated):
+    config = EvaluationConfig(metrics=("accuracy",))
+    with pytest.raises(InputError, match="task lamps: 99 shots asked for"):
+        check_scoring(model, rated, config, split="test", shots=(0, 99))
+
+
+# References, baselines and what is refused
+
+
+def test_answers_to_the_same_free_text_prompt_are_references_of_one_item(model, place):
+    records = [{**r, "title": f"lamp {n // 2}"} for n, r in enumerate(RECORDS)]
+    [task] = place.data("Write", records=records).tasks
+    examples = task.splits["test"]
+    items, references = one_a_prompt(examples, 0)
+    assert len(items) == len(examples) / 2
+    said = {e.messages[0]["content"]: set() for e in examples}
+    for e in examples:
+        said[e.messages[0]["content"]].add(e.completion)
+    assert [set(r) for r in references] == [said[e.messages[0]["content"]] for e in items]
+    assert all(len(r) == 2 for r in references)
+    assert one_a_prompt(examples, 3) == (items[:3], references[:3])
+
+
+def test_equal_prompts_with_choices_stay_items_of_their_own(rated):
+    [task] = rated.tasks
+    twice = [*task.splits["test"], *task.splits["test"]]
+    items, references = one_a_prompt(twice, 0)
+    assert (items, set(references)) == (twice, {()})
+
+
+def test_baselines_stand_beside_every_score(place):
+    data = place.data("Rate")
+    [task] = data.tasks
+    test = task.splits["test"]
+    names = ("accuracy", "accuracy_mean", "mcc", "exact_match", "token_f1", "perplexity")
+    rows = baseline_rows(data, EvaluationConfig(metrics=names), split="test")
+    found = {(row["model"], row["metric"]): row for row in rows}
+    assert list(found) == [
+        *(("majority", m) for m in ("accuracy", "accuracy_mean", "mcc", "exact_match", "token_f1")),
+        *(("copy", m) for m in ("exact_match", "token_f1")),
+        *(("random", m) for m in ("accuracy", "accuracy_mean")),
+    ]
+    good = np.mean([e.completion == "good" for e in test])
+    assert found["majority", "accuracy"]["value"] == pytest.approx(good)
+    assert found["majority", "exact_match"]["value"] == pytest.approx(good)
+    assert found["majority", "mcc"]["value"] == 0
+    random = found["random", "accuracy"]
+    assert random["value"] == random["low"] == random["high"] == pytest.approx(1 / 3)
+
+
+def test_each_template_has_its_own_most_frequent_answer(place):
+    data = place.data("Rate", "Judge")
+    test = data.tasks[0].splits["test"]
+    rows = baseline_rows(data, EvaluationConfig(metrics=("accuracy",)), split="test")
+    best = {"Rate": "good", "Judge": "yes"}
+    train = [e.completion for e in data.tasks[0].splits["train"] if e.template == "Judge"]
+    best["Judge"] = max(("yes", "no"), key=train.count)
+    expected = np.mean([e.completion == best[e.template] for e in test])
+    assert rows[0]["value"] == pytest.approx(expected)
+    assert rows[1]["value"] == pytest.approx(np.mean([1 / len(e.choices) for e in test]))
+
+
+def test_the_copy_is_the_prompt_without_what_its_template_adds(place):
+    """Our prompt is "Good or bad? Review: Lamp 7 is bright. Verdict:"; all say "Lamp"."""
+    records = [{**r, "verdict": "good", "text": f"{n} good {n}"} for n, r in enumerate(RECORDS)]
+    data = place.data("Rate", records=records)
+    rows = baseline_rows(data, EvaluationConfig(metrics=("token_f1",)), split="test")
+    copied = {row["model"]: row["value"] for row in rows}
+    assert copied["copy"] == pytest.approx(2 * 1 / (3 + 1))  # "7 good 7" for "good"
+    assert copied["majority"] == 1
+
+
+def test_a_missing_library_is_refused_before_the_run(model, place, monkeypatch):
+    data = place.data("Write", metrics=("rouge1",))
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    config = EvaluationConfig()
+    for check in (
+        lambda: check_scoring(model, data, config, split="test", shots=(0,)),
+        lambda: evaluate(None, data, config, name="base", split="test", shots=(0,)),
+        lambda: baseline_rows(data, config, split="test"),
+    ):
+        with pytest.raises(InputError, match=r"pip install \"ift_jax\[eval\]\""):
+            check()
+
+
+def test_a_metric_that_ranks_is_refused_without_choices(model, place):
+    data = place.data("Write")
+    for name, metric in METRICS.items():
+        if metric.needs in ("ranked", "calibrated"):
+            with pytest.raises(InputError, match="template 'Write' has no answer choices"):
+                rows_of(model, data, name)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_of_exemplars_are_checked(seeds):
+    with pytest.raises(InputError, match=r"config\.evaluation\.exemplar_seeds"):
+        EvaluationConfig(exemplar_seeds=seeds)
