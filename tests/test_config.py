@@ -33,7 +33,7 @@ def refusal(tree):
 
 def load(file):
     """The config of a file, or each of them where it has several to name."""
-    variables = {}
+    variables = {"__file__": file}
     exec(compile(Path(file).read_text(), file, "exec"), variables)
     if "names" in variables:
         return [variables["get_config"](name) for name in variables["names"]()]
