@@ -80,6 +80,14 @@ def tiny_llama(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat():
+    """The chat format of a tokenizer whose tokens are bytes."""
+    from ift_jax.data.chat import Chat
+
+    return Chat.of(make_tokenizer())
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> str:
     """The GGUF file of SmolLM2-135M-Instruct."""
     from ift_jax.errors import InputError

@@ -1,4 +1,4 @@
-"""Opens plain and compressed files, and splits them into decoded lines.
+"""Opens plain and compressed files, and splits them into decoded lines; replaces small ones.
 
 Lines end at `\\n` only, with an optional `\\r` before it. `str.splitlines` and text mode would
 also split at U+0085, U+2028 or a lone `\\r`, all of which stand inside real texts.
@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ift_jax.data.records import Rejected
@@ -194,3 +195,10 @@ def _decoded_lines(
         if number == 1:
             text = text.removeprefix("\ufeff")
         yield number, text.removesuffix("\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
 from ift_jax.data.mixture import Slots
-from ift_jax.data.packing import Packing, Plan, Tokens, deal, plan_rows
+from ift_jax.data.packing import Packing, Pair, Plan, Tokens, deal, plan_rows
 from ift_jax.errors import InputError
 
 
@@ -104,7 +104,7 @@ class RowSource:
 
 
 def fill_row(
-    members: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]],
+    members: Sequence[Pair],
     row_length: int,
     row_targets: int,
     first_position: int = 0,

@@ -6,7 +6,7 @@ size among themselves, and deals the rows over the steps. So the number of rows 
 in every epoch, and row r is a pure function of (seed, r).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,26 +23,32 @@ TARGET_COST = 0.25
 SAMPLE = 4096
 
 
+Pair = tuple[NDArray[np.int32], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokenized examples by number, wherever they are kept."""
+    """Tokenized examples by number, wherever they are kept.
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens per example."""
-        raise NotImplementedError
+    Attributes:
+        lengths: int64 [n]; tokens per example.
+        num_targets: int64 [n]; targets per example. The first token has no position that
+            predicts it.
+        get: number -> (ids, trained) of an example; trained is True where the token is a target.
+    """
 
-    @property
-    def num_targets(self) -> NDArray[np.int64]:
-        """Targets per example. The first token has no position that predicts it."""
-        raise NotImplementedError
-
-    def get(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """(ids, trained) of an example; trained is True where the token is a target."""
-        raise NotImplementedError
+    lengths: NDArray[np.int64]
+    num_targets: NDArray[np.int64]
+    get: Callable[[int], Pair]
 
     def without(self, prefix: int) -> "Tokens":
         """The same examples with their first `prefix` tokens left out."""
-        raise NotImplementedError
+
+        def rest(number: int) -> Pair:
+            ids, trained = self.get(number)
+            return ids[prefix:], trained[prefix:]
+
+        return Tokens(self.lengths - prefix, self.num_targets, rest)
 
     def common_prefix(self) -> NDArray[np.int32]:
         """The tokens that all examples begin with, up to the first target of any.
@@ -61,56 +67,6 @@ class Tokens:
             if shared < MIN_PREFIX:
                 return prefix[:0]
         return prefix[:shared]
-
-
-@dataclass(frozen=True, eq=False)
-class Examples(Tokens):
-    """Tokenized examples in memory, one behind the other.
-
-    Attributes:
-        ids: int32 [total tokens].
-        trained: bool [total tokens].
-        starts: int64 [n + 1]; example i is ids[starts[i]:starts[i + 1]].
-    """
-
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    starts: NDArray[np.int64]
-
-    @staticmethod
-    def join(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> "Examples":
-        """From (ids, trained) of each example."""
-        if not parts:
-            raise InputError("no example is left to train on")
-        lengths = [len(ids) for ids, _ in parts]
-        return Examples(
-            np.concatenate([ids for ids, _ in parts]).astype(np.int32),
-            np.concatenate([trained for _, trained in parts]),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        )
-
-    def get(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        inside = slice(self.starts[number], self.starts[number + 1])
-        return self.ids[inside], self.trained[inside]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.starts)
-
-    @property
-    def num_targets(self) -> NDArray[np.int64]:
-        counted = self.trained.astype(np.int64)
-        counted[self.starts[:-1]] = 0
-        sums = np.concatenate([[0], np.cumsum(counted)])
-        return sums[self.starts[1:]] - sums[self.starts[:-1]]
-
-    def without(self, prefix: int) -> "Examples":
-        if not prefix:
-            return self
-        offsets = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
-        kept = offsets >= prefix
-        starts = self.starts - prefix * np.arange(len(self.starts))
-        return Examples(self.ids[kept], self.trained[kept], starts)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ift_jax.data.chat import Chat
 from ift_jax.data.collect import Collected, collect, sourced_tasks
 from ift_jax.data.config import DataConfig
+from ift_jax.data.files import replace_text
 from ift_jax.data.records import Rejected
 from ift_jax.data.store import Store
 from ift_jax.errors import InputError
@@ -59,10 +59,10 @@ def collect_part(
                 "columns": sorted(found.columns),
                 "first_origin": found.first_origin,
             }
-            write_json(own / f"counted-{number}.json", counted)
+            replace_text(own / f"counted-{number}.json", json.dumps(counted))
         store.save(own / "numbers.npz")
         store.close()
-        write_json(own / "done.json", key)
+        replace_text(own / "done.json", json.dumps(key))
     except BaseException:
         shutil.rmtree(own, ignore_errors=True)
         raise
@@ -79,10 +79,3 @@ def load_part(own: Path, number: int) -> Collected:
         columns=set(counted["columns"]),
         first_origin=counted["first_origin"],
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is either whole or not there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from ift_jax.data.packing import Tokens
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.selection import select
 from ift_jax.data.shots import add_shots
-from ift_jax.data.store import Chosen, Store, StoredTokens
+from ift_jax.data.store import Chosen, Store, stored_tokens
 from ift_jax.data.templates import lint
 from ift_jax.errors import InputError
 
@@ -46,22 +46,6 @@ class TaskData:
     removed: Mapping[str, int] = field(default_factory=dict)
     num_truncated: int = 0
     missing_shots: Mapping[int, int] = field(default_factory=dict)
-
-
-class Mixed(NamedTuple):
-    """What an epoch of training holds.
-
-    Attributes:
-        tokens: the training examples of all tasks that are trained, one task behind the other.
-        slots: which of them an epoch takes.
-        names, sizes, counts: of each of these tasks, its examples, and how many an epoch takes.
-    """
-
-    tokens: Tokens
-    slots: Slots
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,23 +75,27 @@ class DataSet:
         Raises:
             InputError: if there is none.
         """
-        return StoredTokens([task.splits[split] for task in self.tasks])
+        return stored_tokens([task.splits[split] for task in self.tasks])
 
-    def mixed(self) -> Mixed:
-        """The training split as `config.mixture` mixes it.
+    def trained(self) -> list[TaskData]:
+        """The tasks that are trained, not only scored."""
+        return [task for task in self.tasks if task.config.weight]
+
+    def mixed(self) -> tuple[Tokens, Slots]:
+        """The training examples of the tasks that are trained, and which an epoch takes.
 
         Raises:
             InputError: as `epoch_counts`.
         """
-        trained = [task for task in self.tasks if task.config.weight]
         sizes, counts = self.counts()
-        tokens = StoredTokens([task.splits["train"] for task in trained])
-        slots = make_slots(tokens.lengths, tokens.num_targets, sizes, counts, self.config.seed)
-        return Mixed(tokens, slots, tuple(t.config.name for t in trained), sizes, counts)
+        tokens = stored_tokens([task.splits["train"] for task in self.trained()])
+        return tokens, make_slots(
+            tokens.lengths, tokens.num_targets, sizes, counts, self.config.seed
+        )
 
-    def counts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def counts(self) -> tuple[list[int], list[int]]:
         """(examples, how many of them an epoch takes) of each task that is trained."""
-        trained = [task for task in self.tasks if task.config.weight]
+        trained = self.trained()
         sizes = [len(task.splits["train"]) for task in trained]
         counts = epoch_counts(
             sizes,
@@ -115,7 +103,7 @@ class DataSet:
             weights=[task.config.weight for task in trained],
             replay=[task.config.replay for task in trained],
         )
-        return tuple(sizes), tuple(counts)
+        return sizes, counts
 
 
 def build(config: DataConfig, chat: Chat) -> DataSet:
@@ -206,7 +194,7 @@ def card(data: DataSet) -> dict[str, Any]:
 
 def _mixture(data: DataSet, tasks: Mapping[str, Any]) -> dict[str, Any]:
     """What an epoch takes of each task that is trained; {} if nothing is."""
-    trained = [task for task in data.tasks if task.config.weight]
+    trained = data.trained()
     if not trained or not all(task.splits["train"] for task in trained):
         return {}
     sizes, counts = data.counts()

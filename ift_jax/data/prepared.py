@@ -27,17 +27,18 @@ from typing import Any
 import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
 from ift_jax.data.chat import Chat, Turns
 from ift_jax.data.collect import join_parts, sourced_tasks, task_sources
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example, load_task_templates
+from ift_jax.data.files import replace_text
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.hub import hub_revision
 from ift_jax.data.loader import RowSource, fill_row
-from ift_jax.data.parts import collect_part, is_done, load_part, use_one_core, write_json
+from ift_jax.data.packing import Pair
+from ift_jax.data.parts import collect_part, is_done, load_part, use_one_core
 from ift_jax.data.pipeline import DataSet, TaskData, assemble, build, write_card
 from ift_jax.data.rows import pack
 from ift_jax.data.shots import exemplar_pool
@@ -194,7 +195,7 @@ def _join(
         _write_examples(folder / f"{split}.jsonl", examples)
     _write_examples(folder / "exemplars.jsonl", _exemplars(data))
     card = write_card(data, folder)
-    write_json(folder / "index.json", index)
+    replace_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
     store.close()
     return card
 
@@ -261,7 +262,7 @@ def _write_shards(source: RowSource, folder: Path) -> dict[str, Any]:
     }
 
 
-def encode_row(members: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> bytes:
+def encode_row(members: Sequence[Pair]) -> bytes:
     """The examples of a row as bytes: their number, lengths, ids, and a bit a token."""
     lengths = [len(ids) for ids, _ in members]
     numbers = np.concatenate([[len(members)], lengths, *(ids for ids, _ in members)])
@@ -269,7 +270,7 @@ def encode_row(members: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -
     return numbers.astype("<i4").tobytes() + bits.tobytes()
 
 
-def decode_row(data: bytes) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+def decode_row(data: bytes) -> list[Pair]:
     """The inverse of `encode_row`."""
     count = int(np.frombuffer(data, "<i4", 1)[0])
     lengths = np.frombuffer(data, "<i4", count, offset=4)

@@ -30,8 +30,7 @@ def packed_rows(data: DataSet, split: str, seed: int) -> Packed:
 def pack(data: DataSet, split: str, seed: int) -> tuple[RowSource, NDArray[np.int32]]:
     """As `packed_rows`, always from the examples themselves."""
     config = data.config
-    mixed = data.mixed() if split == "train" else None
-    examples = mixed.tokens if mixed else data.tokens(split)
+    examples, slots = data.mixed() if split == "train" else (data.tokens(split), None)
     prefix = examples.common_prefix() if config.share_prefix else np.zeros(0, np.int32)
     # Several examples should fit a row, but a generous max_length alone need not cost memory.
     longest = min(config.max_length, 4 * int(examples.lengths.max()))
@@ -42,6 +41,6 @@ def pack(data: DataSet, split: str, seed: int) -> tuple[RowSource, NDArray[np.in
         packing=config.packing if config.pack else "none",
         shuffle=split == "train",
         prefix=len(prefix),
-        slots=mixed.slots if mixed else None,
+        slots=slots,
     )
     return source, prefix

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ift_jax.data.chat import Encoded
 from ift_jax.data.examples import Example
-from ift_jax.data.packing import Tokens
+from ift_jax.data.packing import Pair, Tokens
 from ift_jax.errors import InputError
 
 _FIELDS = tuple(Example.__slots__)
@@ -24,7 +24,6 @@ _COLUMNS = {
     "lengths": "I", "targets": "I", "trained": "I", "origins": "Q", "digests": "Q",
     "templates": "I", "answers": "I", "shots": "H",
 }  # fmt: skip
-Pair = tuple[NDArray[np.int32], NDArray[np.bool_]]
 
 
 class Names:
@@ -236,34 +235,18 @@ def _counted(codes: NDArray[np.int64], names: Names) -> dict[str, int]:
     return {names.texts[int(found[i])]: int(counts[i]) for i in order}
 
 
-class StoredTokens(Tokens):
-    """The tokens of chosen examples, several choices one behind the other.
-
-    Args:
-        skipped: leading tokens of each example that are left out.
+def stored_tokens(chosen: Sequence[Chosen]) -> Tokens:
+    """The tokens of chosen examples of one store, several choices one behind the other.
 
     Raises:
         InputError: if there is no example.
     """
-
-    def __init__(self, chosen: Sequence[Chosen], skipped: int = 0) -> None:
-        if not any(len(one) for one in chosen):
-            raise InputError("no example is left to train on")
-        self._chosen, self._skipped = chosen, skipped
-        self._store = next(one.store for one in chosen if len(one))
-        self._numbers = np.concatenate([one.numbers for one in chosen])
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._store.numbers.get("lengths", self._numbers).astype(np.int64) - self._skipped
-
-    @property
-    def num_targets(self) -> NDArray[np.int64]:
-        return self._store.numbers.get("targets", self._numbers).astype(np.int64)
-
-    def get(self, number: int) -> Pair:
-        ids, trained = self._store.tokens(int(self._numbers[number]))
-        return ids[self._skipped :], trained[self._skipped :]
-
-    def without(self, prefix: int) -> "StoredTokens":
-        return StoredTokens(self._chosen, self._skipped + prefix)
+    if not any(len(one) for one in chosen):
+        raise InputError("no example is left to train on")
+    store = next(one.store for one in chosen if len(one))
+    numbers = np.concatenate([one.numbers for one in chosen])
+    return Tokens(
+        store.numbers.get("lengths", numbers).astype(np.int64),
+        store.numbers.get("targets", numbers).astype(np.int64),
+        lambda number: store.tokens(int(numbers[number])),
+    )

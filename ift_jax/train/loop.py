@@ -19,6 +19,7 @@ from ift_jax.batch import Batch
 from ift_jax.checkpoint import Checkpoints
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
+from ift_jax.data.files import replace_text
 from ift_jax.data.loader import Batches
 from ift_jax.data.prepared import load_data
 from ift_jax.data.rows import packed_rows
@@ -79,13 +80,6 @@ def with_full_path(config: RunConfig) -> RunConfig:
         return config
     model = dataclasses.replace(config.model, path=str(path.resolve()))
     return dataclasses.replace(config, model=model)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is either whole or not there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) -> None:

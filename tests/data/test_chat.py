@@ -43,11 +43,6 @@ def bpe_tokenizer(merges=(), template=None, *, adds_bos=False, without=""):
     return tokenizer
 
 
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
-
-
 def trained_text(chat, one):
     return chat.tokenizer.decode(one.ids[one.trained].tolist(), skip_special_tokens=False)
 

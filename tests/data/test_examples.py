@@ -18,11 +18,6 @@ AGAIN = {"role": "user", "content": "Another."}
 BLUE = {"role": "assistant", "content": "Blue."}
 
 
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
-
-
 def built(chat, folder, records, **task):
     path = folder / "records.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -56,6 +51,8 @@ def test_all_text_trains_every_token(chat, tmp_path):
     data = built(chat, tmp_path, [{"messages": [USER, BOT]}], train_turns="all_text")
     examples = data.tokens("train")
     assert examples.get(0)[1].all()
+    # The first token has no position that predicts it.
+    assert examples.num_targets.tolist() == (examples.lengths - 1).tolist()
 
 
 def test_plain_text_gets_no_chat_format_but_an_end(chat, tmp_path):

@@ -1,7 +1,6 @@
 """What is cut from a chat that is too long: what it was asked, never what it said."""
 
 import pytest
-from conftest import make_tokenizer
 from test_chat import bpe_tokenizer
 
 from ift_jax.data.chat import Chat, Turns
@@ -15,11 +14,6 @@ def example_of(turns: Turns, choices: tuple[str, ...] = ()) -> Example:
         task="t", template="messages", turns=turns, choices=choices, label="", text="", key="",
         group="", content="", origin="chats.jsonl:1",
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
 
 
 def fitted(chat, turns, max_length):

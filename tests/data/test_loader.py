@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 from test_packing import make_examples, review_sizes
+from tokenized import tokens_of
 
 from ift_jax.batch import Batch
 from ift_jax.data.loader import Batches, RowSource
-from ift_jax.data.packing import Examples
 from ift_jax.errors import InputError
 
 
@@ -39,7 +39,7 @@ def test_a_row_is_what_the_docstring_of_batch_shows():
     a, b, arrow, x, dot, c, y = range(1, 8)
     first = np.array([a, b, arrow, x, dot], np.int32), np.array([0, 0, 0, 1, 1], bool)
     second = np.array([c, arrow, y, dot], np.int32), np.array([0, 0, 1, 1], bool)
-    row = RowSource(Examples.join([first, second]), 10, seed=0, shuffle=False)[0]
+    row = RowSource(tokens_of([first, second]), 10, seed=0, shuffle=False)[0]
     room = len(row.targets)
     assert room >= 5
     expected = Batch._make([
@@ -61,7 +61,7 @@ def test_rows_hold_their_examples(source):
         assert row.segment_ids.max() == len(members)
         for segment, member in enumerate(members.tolist(), 1):
             inside = row.segment_ids == segment
-            ids = examples.ids[slice(*examples.starts[member : member + 2])]
+            ids, _ = examples.get(member)
             assert row.tokens[inside].tolist() == ids.tolist()
             assert row.positions[inside].tolist() == list(range(len(ids)))
         outside = row.segment_ids == 0
@@ -86,7 +86,7 @@ def test_every_target_is_the_token_after_its_position_in_the_same_example(source
 
 def test_an_example_whose_every_token_is_trained_has_all_but_the_first_as_targets():
     ids = np.arange(10, 15, dtype=np.int32)
-    row = RowSource(Examples.join([(ids, np.ones(5, bool))]), 8, seed=0)[0]
+    row = RowSource(tokens_of([(ids, np.ones(5, bool))]), 8, seed=0)[0]
     assert row.targets[row.weights > 0].tolist() == [11, 12, 13, 14]
     assert row.target_positions[row.weights > 0].tolist() == [0, 1, 2, 3]
 
@@ -176,7 +176,8 @@ def test_a_batch_that_does_not_divide_over_the_hosts_is_refused(source):
 def test_a_run_trains_every_target_once_an_epoch(batch_size, num_epochs):
     examples = make_examples(review_sizes(100))
     batches = Batches(RowSource(examples, 256, seed=1), batch_size, num_epochs)
-    expected = np.sort(np.repeat(examples.ids[examples.trained], num_epochs)).tolist()
+    trained = np.concatenate([ids[is_trained] for ids, is_trained in map(examples.get, range(100))])
+    expected = np.sort(np.repeat(trained, num_epochs)).tolist()
     assert targets_of(batches, range(batches.num_steps)) == expected
     # One step fewer would have left something out, one more adds nothing.
     assert targets_of(batches, range(batches.num_steps - 1)) != expected

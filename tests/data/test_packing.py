@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenized import tokens_of
 
 from ift_jax.data.loader import RowSource
-from ift_jax.data.packing import MIN_PREFIX, Examples, deal, plan_rows
+from ift_jax.data.packing import MIN_PREFIX, deal, plan_rows
+from ift_jax.data.store import Chosen, Store, stored_tokens
 from ift_jax.errors import InputError
 
 properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -25,7 +27,7 @@ def make_examples(sizes, prefix=()):
         trained = np.arange(len(ids)) >= len(prefix) + prompt
         parts.append((ids, trained))
         at += prompt + completion
-    return Examples.join(parts)
+    return tokens_of(parts)
 
 
 def review_sizes(count, seed=0):
@@ -171,13 +173,7 @@ def test_an_example_longer_than_a_row_is_refused():
 
 def test_no_example_at_all_is_refused():
     with pytest.raises(InputError, match="no example is left"):
-        Examples.join([])
-
-
-def test_the_first_token_is_no_target():
-    ids = np.arange(3, dtype=np.int32)
-    examples = Examples.join([(ids, np.array([True, True, True])), (ids, np.array([False] * 3))])
-    assert examples.num_targets.tolist() == [2, 0]
+        stored_tokens([Chosen(Store(), np.zeros(0, np.int64))])
 
 
 # What all examples begin with
@@ -191,10 +187,10 @@ def test_the_prefix_and_the_rest_give_back_every_example(sizes, length):
     rest = whole.without(len(prefix))
     assert len(rest.lengths) == len(sizes)
     for i in range(len(sizes)):
-        old = slice(*whole.starts[i : i + 2])
-        new = slice(*rest.starts[i : i + 2])
-        assert [*prefix, *rest.ids[new]] == whole.ids[old].tolist()
-        assert [*[False] * len(prefix), *rest.trained[new]] == whole.trained[old].tolist()
+        (old, old_trained), (new, new_trained) = whole.get(i), rest.get(i)
+        assert [*prefix, *new] == old.tolist()
+        assert [*[False] * len(prefix), *new_trained] == old_trained.tolist()
+        assert rest.lengths[i] == len(new)
     assert rest.num_targets.tolist() == whole.num_targets.tolist()
 
 
@@ -210,24 +206,24 @@ def test_the_prefix_ends_where_any_example_differs():
         ids = np.arange(40, dtype=np.int32)
         ids[differs_at] = 99
         parts.append((ids, np.arange(40) >= 38))
-    assert Examples.join(parts).common_prefix().tolist() == list(range(17))
+    assert tokens_of(parts).common_prefix().tolist() == list(range(17))
 
 
 @pytest.mark.parametrize("first_trained", [9, 12, 20])
 def test_the_prefix_leaves_the_token_that_predicts_the_first_target(first_trained):
     ids = np.arange(20, dtype=np.int32)
-    same = Examples.join([(ids, np.arange(20) >= first_trained)] * 3)
+    same = tokens_of([(ids, np.arange(20) >= first_trained)] * 3)
     prefix = same.common_prefix()
     assert len(prefix) == first_trained - 1
     rest = same.without(len(prefix))
     assert rest.lengths.min() >= 1
     assert rest.num_targets.tolist() == same.num_targets.tolist()
-    assert not rest.trained[rest.starts[:-1]].any()
+    assert not any(rest.get(i)[1][0] for i in range(3))
 
 
 def test_the_prefix_never_holds_a_whole_example():
     short, long = np.arange(10, dtype=np.int32), np.arange(30, dtype=np.int32)
-    examples = Examples.join([(short, np.zeros(10, bool)), (long, np.arange(30) >= 29)])
+    examples = tokens_of([(short, np.zeros(10, bool)), (long, np.arange(30) >= 29)])
     assert len(examples.common_prefix()) == 9
     assert examples.without(9).lengths.tolist() == [1, 21]
 
@@ -240,10 +236,10 @@ def test_a_handful_of_common_tokens_is_no_prefix():
 
 def test_examples_that_begin_with_a_target_share_no_prefix():
     ids = np.arange(20, dtype=np.int32)
-    examples = Examples.join([(ids, np.ones(20, bool))] * 2)
+    examples = tokens_of([(ids, np.ones(20, bool))] * 2)
     assert len(examples.common_prefix()) == 0
 
 
 def test_a_single_example_shares_its_prompt_with_itself():
     examples = make_examples([(20, 2)])
-    assert examples.common_prefix().tolist() == examples.ids[:19].tolist()
+    assert examples.common_prefix().tolist() == examples.get(0)[0][:19].tolist()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import make_tokenizer
 
 from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
@@ -32,11 +31,6 @@ templates:
     metadata: !TemplateMetadata {}
     reference: ""
 """
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
 
 
 def reviews(count, start=0):

@@ -23,15 +23,9 @@ from ift_jax.errors import InputError
 properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 
 
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
-
-
 @pytest.fixture
 def folder(tmp_path, chat, monkeypatch):
     monkeypatch.setattr(collect, "CHUNK", 16)
-    (tmp_path / "templates.yaml").write_text(TEMPLATES)
     return Folder(tmp_path, chat)
 
 

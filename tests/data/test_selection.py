@@ -3,11 +3,9 @@
 from collections import Counter
 
 import pytest
-from conftest import make_tokenizer
 from test_pipeline import TEMPLATES, Folder, by_split, prompts, reviews
 
 from ift_jax.data import collect, pipeline
-from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.splits import assign_split
 from ift_jax.errors import InputError
@@ -18,14 +16,8 @@ LONG = (
 )
 
 
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
-
-
 @pytest.fixture
 def folder(tmp_path, chat):
-    (tmp_path / "templates.yaml").write_text(TEMPLATES)
     return Folder(tmp_path, chat)
 
 

@@ -1,23 +1,15 @@
 """Training examples behind solved ones: from the same split and template, as many as fit."""
 
 import pytest
-from conftest import make_tokenizer
-from test_pipeline import TEMPLATES, Folder, reviews
+from test_pipeline import Folder, reviews
 
 from ift_jax.data import pipeline
-from ift_jax.data.chat import Chat
 
 ALL_TRAIN = {"validation_fraction": 0.0, "test_fraction": 0.0}
 
 
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.of(make_tokenizer())
-
-
 @pytest.fixture
 def folder(tmp_path, chat):
-    (tmp_path / "templates.yaml").write_text(TEMPLATES)
     return Folder(tmp_path, chat)
 
 

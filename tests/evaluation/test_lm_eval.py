@@ -9,9 +9,10 @@ import pytest
 from torch_reference import save_variant
 
 from ift_jax.errors import InputError
-from ift_jax.evaluation import lm_eval as ours
+from ift_jax.evaluation import lm_eval as command
 
 pytest.importorskip("lm_eval")
+from ift_jax.evaluation import lm_eval_model as ours
 
 RECORDS = [
     {
@@ -95,7 +96,6 @@ def run(model, arguments, tasks, names, **options):
 
 @pytest.mark.parametrize("options", [{}, {"num_fewshot": 1}, {"apply_chat_template": True}])
 def test_scores_texts_and_metrics_are_those_of_lm_evals_hugging_face_model(folder, tasks, options):
-    ours.model_class()
     names = TASKS if not options else ("ranked", "generated")
     reference = {"pretrained": str(folder), "dtype": "float32", "max_length": 72}
     expected, expected_results = run("hf", reference, tasks, names, device="cpu", **options)
@@ -116,7 +116,7 @@ def test_scores_texts_and_metrics_are_those_of_lm_evals_hugging_face_model(folde
 
 
 def test_a_continuation_is_greedy_where_each_of_its_tokens_is_the_most_likely(folder):
-    model = ours.model_class()(path=str(folder))
+    model = ours.JaxModel(path=str(folder))
     context, best = [65, 66, 67], []
     for _ in range(2):
         best.append(int(np.argmax(model.language_model.logits([[*context, *best]])[0, -1])))
@@ -150,7 +150,7 @@ def test_the_command_hands_over_to_lm_eval(folder, tasks, tmp_path):
 )
 def test_arguments_that_mean_nothing_here_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        ours.model_class()(**arguments)
+        ours.JaxModel(**arguments)
 
 
 def test_a_setting_of_generation_that_we_do_not_have_is_refused():
@@ -163,6 +163,6 @@ def test_a_setting_of_generation_that_we_do_not_have_is_refused():
 
 def test_without_lm_eval_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    ours.model_class.cache_clear()
+    monkeypatch.delitem(sys.modules, "ift_jax.evaluation.lm_eval_model", raising=False)
     with pytest.raises(SystemExit, match=r"lm_eval: .*pip install \"ift_jax\[eval\]\""):
-        ours.main(["--tasks", "ranked"])
+        command.main(["--tasks", "ranked"])

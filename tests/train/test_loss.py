@@ -5,13 +5,13 @@ import pytest
 import torch
 from batches import packed_batch, random_examples, unpacked_batch
 from conftest import make_tokenizer
+from tokenized import tokens_of
 
 from ift_jax.data.chat import Chat, Turns
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.fitting import fit_examples
 from ift_jax.data.loader import Batches, RowSource
-from ift_jax.data.packing import Examples
 from ift_jax.language_model import load_pretrained
 from ift_jax.train import loss
 from ift_jax.train.loss import loss_sums, token_nll
@@ -102,7 +102,7 @@ def chat_examples():
     config = DataConfig(max_length=150, on_too_long="truncate")
     fitted = fit_examples(examples, config, Chat.of(make_tokenizer()), [])
     assert [one.truncated for one in fitted] == [False, False, False, True, True]
-    return Examples.join([(one.tokens.ids, one.tokens.trained) for one in fitted])
+    return tokens_of([(one.tokens.ids, one.tokens.trained) for one in fitted])
 
 
 def token_losses(model, source, prefix=None):
