@@ -129,6 +129,11 @@ class TaskConfig:
             raise InputError(
                 f"config.data.tasks: {self.name}: balance_by and stratify_by exclude each other"
             )
+        if self.subset_by and not any(self.size(split) for split in SPLITS):
+            raise InputError(
+                f"config.data.tasks: {self.name}: balance_by and stratify_by compose subsets; set "
+                "train_size, validation_size or test_size"
+            )
 
     @property
     def subset_by(self) -> str:

@@ -49,7 +49,7 @@ def built(shared_data, chat):
                 ).data
                 # A sample has too few records for the sizes of subsets.
                 tasks = [
-                    replace(task, train_size=0, validation_size=0, test_size=0)
+                    replace(task, train_size=0, validation_size=0, test_size=0, balance_by="")
                     for task in config.tasks
                 ]
                 known[name] = pipeline.build(replace(config, tasks=tuple(tasks)), chat)

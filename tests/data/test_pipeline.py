@@ -290,7 +290,7 @@ def test_a_column_that_no_record_has_is_refused(folder):
         reviews(9), task={"split_by": ("author",)}
     )
     assert "no column 'rating', which balance_by" in folder.refusal(
-        reviews(9), task={"balance_by": "rating"}
+        reviews(9), task={"balance_by": "rating", "train_size": 5}
     )
 
 

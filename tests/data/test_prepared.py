@@ -37,7 +37,9 @@ def config(folder):
         name="a",
         task={"template_names": (), "template_choice": "all", "test_size": 5},
     )
-    second = folder.config(reviews(40, 500), name="b", task={"balance_by": "stars"})
+    second = folder.config(
+        reviews(40, 500), name="b", task={"balance_by": "stars", "train_size": 10}
+    )
     return DataConfig(
         tasks=(*first.tasks, *second.tasks),
         max_length=128,

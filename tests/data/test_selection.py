@@ -159,7 +159,9 @@ def test_strata_keep_their_shares_at_every_size(folder):
         assert prompts(data, "train")[: len(before)] == before
         before = prompts(data, "train")
     with pytest.raises(InputError, match="exclude each other"):
-        TaskConfig(name="x", balance_by="a", stratify_by="b")
+        TaskConfig(name="x", balance_by="a", stratify_by="b", train_size=1)
+    with pytest.raises(InputError, match="compose subsets; set train_size"):
+        TaskConfig(name="x", stratify_by="b")
 
 
 def test_a_column_with_a_dash_is_read_with_an_underscore(folder):
