@@ -20,13 +20,13 @@ import pytest
 from conftest import make_tokenizer
 from test_chat import bpe_tokenizer
 from test_fitting import example_of
+from tokenized import tokens_of
 from tokenizers import Regex, pre_tokenizers
 
 from ift_jax.data.chat import Chat, Turns
 from ift_jax.data.config import DataConfig
 from ift_jax.data.fitting import fit_examples
 from ift_jax.data.loader import RowSource
-from ift_jax.data.packing import Examples
 from ift_jax.errors import InputError
 from ift_jax.language_model import load_chat
 
@@ -355,7 +355,7 @@ def test_a_trainer_and_its_collator_keep_the_end_of_turn_that_is_padding_too(tin
     assert (labels == tokenizer.pad_token_id).sum() == len(conversations)  # the ends, no padding
     encoded = [ours(tokenizer, messages) for messages in conversations]
     parts = [(np.array(ids, np.int32), np.array(trained)) for ids, trained in encoded]
-    source = RowSource(Examples.join(parts), 512, seed=0, packing="none", shuffle=False)
+    source = RowSource(tokens_of(parts), 512, seed=0, packing="none", shuffle=False)
     rows = [source[number] for number in range(len(parts))]
     mine = {tuple(row.targets[row.weights > 0].tolist()) for row in rows}
     [newline] = tokenizer("\n").input_ids
@@ -379,7 +379,7 @@ def test_a_collator_that_masks_padding_by_its_id_never_trains_the_end_of_turn():
     assert ids[-1] == tokenizer.eos_token_id
     assert trained[-1]
     row = RowSource(
-        Examples.join([(np.array(ids, np.int32), np.array(trained))]), 64, seed=0
+        tokens_of([(np.array(ids, np.int32), np.array(trained))]), 64, seed=0
     )[0]  # fmt: skip
     assert row.targets[row.weights > 0].tolist() == ids[-2:]
 
