@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from ift_jax.data.templates import load_templates as load_templates
     from ift_jax.language_model import LanguageModel as LanguageModel
     from ift_jax.language_model import load_pretrained as load_pretrained
-    from ift_jax.train.loop import train as train
+    from ift_jax.train.run import train as train
 
 _HOMES = {
     "LanguageModel": "ift_jax.language_model",
     "load_pretrained": "ift_jax.language_model",
     "load_templates": "ift_jax.data.templates",
-    "train": "ift_jax.train.loop",
+    "train": "ift_jax.train.run",
 }
 __all__ = ["LanguageModel", "load_pretrained", "load_templates", "train"]
 __version__ = "0.1.0"

@@ -15,6 +15,6 @@ def main(_: list[str]) -> None:
     """Runs the verb."""
     config = run_config(_CONFIG)
     workdir = required(_WORKDIR, "workdir")
-    from ift_jax.train.loop import train
+    from ift_jax.train.run import train
 
     train(config, workdir)

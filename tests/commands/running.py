@@ -18,7 +18,7 @@ SERVER = """
 import json, os, sys, traceback
 import ift_jax.__main__
 ift_jax.__main__.hide_torch()
-import ift_jax.train.loop, ift_jax.commands.config_flag
+import ift_jax.train.run, ift_jax.commands.config_flag
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 assert "torch" not in sys.modules
 for line in sys.stdin:

@@ -14,7 +14,7 @@ import pytest
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.language_model import load_pretrained
-from ift_jax.train.loop import train
+from ift_jax.train.run import train
 
 
 def run_tree(model, **changes):
@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters(finished, tiny_llama, tmp_p
     code = (
         "import json, sys, jax\n"
         "from ift_jax.config import build_run_config\n"
-        "from ift_jax.train.loop import train\n"
+        "from ift_jax.train.run import train\n"
         "train(build_run_config(json.load(open(sys.argv[1]))), sys.argv[2])\n"
     )
     process = subprocess.Popen(
