@@ -7,7 +7,7 @@ the first file is compared with every one of the second, task by task, on paired
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,22 +41,40 @@ class Runs(NamedTuple):
 def compare(
     first: str | Path, second: str | Path, metrics: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Differences between two files of predictions, second minus first, with interval and p-value.
+    """Differences between two files of predictions; see `compare_lines`.
+
+    Raises:
+        InputError: if a file cannot be read, and as `compare_lines`.
+    """
+    return compare_lines(
+        read_lines(first), read_lines(second), metrics, names=(str(first), str(second))
+    )
+
+
+def compare_lines(
+    first: Iterable[Line],
+    second: Iterable[Line],
+    metrics: Sequence[str] = (),
+    *,
+    names: tuple[str, str] = ("the first model", "the second model"),
+) -> list[dict[str, Any]]:
+    """Differences between two models, second minus first, with interval and p-value.
 
     The interval is that of the paired bootstrap. The p-value is that of McNemar's exact test
     where items are right or wrong and each model answered them once, else the bootstrap's.
 
     Args:
-        metrics: default: those that both files were made for.
+        metrics: default: those that both were made for.
+        names: of the two, for messages.
 
     Returns:
         One row per task, pair of settings and metric.
 
     Raises:
-        InputError: if a file cannot be read, a metric not be computed, or items differ.
+        InputError: if a metric cannot be computed, or items differ.
     """
     check_metrics(metrics, "metrics")
-    before, after = _settings(first), _settings(second)
+    before, after = by_setting(first, names[0]), by_setting(second, names[1])
     rows = []
     for a, runs_a in before.items():
         for b, runs_b in after.items():
@@ -64,51 +82,57 @@ def compare(
                 where = f"task {a.task}, {a.split} split"
                 shared = [m for m in runs_a.metrics if m in runs_b.metrics]
                 for metric in metrics or shared:
-                    _check(metric, where, runs_a, runs_b)
+                    check_same_items(metric, where, runs_a, runs_b)
                     rows.append(_row(metric, a, runs_a, b, runs_b))
     if not rows:
-        raise InputError(f"{first}, {second}: have no task, split and metric in common")
+        raise InputError(f"{', '.join(names)}: have no task, split and metric in common")
     return rows
 
 
-def _settings(path: str | Path) -> dict[Setting, Runs]:
+def by_setting(predictions: Iterable[Line], where: str) -> dict[Setting, Runs]:
+    """Predictions apart by task, split, model and shots.
+
+    Raises:
+        InputError: with `where`, if an item comes twice or not for every seed.
+    """
     by_seed: dict[Setting, dict[int, dict[Item, Line]]] = {}
-    for line in read_lines(path):
+    for line in predictions:
         setting = Setting(line.task, line.split, line.model, line.shots)
         lines = by_seed.setdefault(setting, {}).setdefault(line.seed, {})
         if (line.template, line.key) in lines:
-            raise InputError(f"{path}: task {line.task} holds item {line.key} twice")
+            raise InputError(f"{where}: task {line.task} holds item {line.key} twice")
         lines[line.template, line.key] = line
-    return {setting: _runs(path, setting, seeds) for setting, seeds in by_seed.items()}
+    return {setting: _runs(where, setting, seeds) for setting, seeds in by_seed.items()}
 
 
-def _runs(path: str | Path, setting: Setting, seeds: dict[int, dict[Item, Line]]) -> Runs:
+def _runs(where: str, setting: Setting, seeds: dict[int, dict[Item, Line]]) -> Runs:
     first = next(iter(seeds.values()))
     items = sorted(first)
     for seed, lines in seeds.items():
         if sorted(lines) != items:
-            raise InputError(f"{path}: task {setting.task} has other items for seed {seed}")
+            raise InputError(f"{where}: task {setting.task} has other items for seed {seed}")
     metrics = first[items[0]].metrics
-    check_metrics(metrics, str(path))
+    check_metrics(metrics, where)
     predictions = [[lines[item].prediction for item in items] for lines in seeds.values()]
     return Runs(items, predictions, metrics)
 
 
-def _check(metric: str, where: str, first: Runs, second: Runs) -> None:
+def check_same_items(metric: str, where: str, first: Runs, second: Runs) -> None:
+    """Raises InputError unless both hold the same items, with what the metric reads."""
     check_packages([metric])
     if first.items != second.items:
         differ = len(set(first.items) ^ set(second.items))
         raise InputError(
-            f"{where}: {differ} items are in one file only; score both models on the same data "
-            "with the same config.evaluation.max_items"
+            f"{where}: {differ} items are in one of the two only; score both models on the "
+            "same data with the same config.evaluation.max_items"
         )
     answers = [[p.accepted for p in runs.predictions[0]] for runs in (first, second)]
     if answers[0] != answers[1]:
-        raise InputError(f"{where}: the files have other references for the same items")
+        raise InputError(f"{where}: the two have other references for the same items")
     for runs in (first, second):
         if not _holds(runs, METRICS[metric].needs):
             raise InputError(
-                f"{where}: metric {metric} cannot be computed from a file that was made for "
+                f"{where}: metric {metric} cannot be computed from predictions made for "
                 + ", ".join(runs.metrics)
             )
 

@@ -64,8 +64,7 @@ def bootstrap(items: Float[Array, "S N K"], value: Value, resamples: int = RESAM
         [0.45, 0.36, 0.55]
     """
     values = np.concatenate([value(sums).mean(axis=-1) for sums in _resampled(items, resamples)])
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Score(_overall(items, value), float(low), float(high))
+    return Score(_overall(items, value), *percentiles(values))
 
 
 def paired_bootstrap(
@@ -91,9 +90,25 @@ def paired_bootstrap(
     found = np.concatenate([b[:, runs:].mean(axis=1) - b[:, :runs].mean(axis=1) for b in blocks])
     observed = _overall(second, value) - _overall(first, value)
     far = np.abs(found - found.mean()) >= abs(observed) - 1e-12
-    low, high = np.quantile(found, [0.025, 0.975])
     p = (1 + int(far.sum())) / (1 + resamples)
-    return Difference(observed, float(low), float(high), p)
+    return Difference(observed, *percentiles(found), p)
+
+
+def resampled_values(
+    items: Float[Array, "S N K"], value: Value, seed: int, resamples: int = RESAMPLES
+) -> Float[Array, "R S"]:
+    """The metric of each run in each resample of the items, the same resamples for all runs.
+
+    Args:
+        seed: another for items that have nothing to do with each other, such as two tasks'.
+    """
+    return np.concatenate([value(sums) for sums in _resampled(items, resamples, seed)])
+
+
+def percentiles(values: Float[Array, "R"]) -> tuple[float, float]:
+    """The bounds of the 95 % percentile interval."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -117,9 +132,9 @@ def _overall(items: Array, value: Value) -> float:
     return float(value(items.sum(axis=1)).mean())
 
 
-def _resampled(items: Array, resamples: int) -> Iterator[Float[Array, "R S K"]]:
+def _resampled(items: Array, resamples: int, seed: int = 0) -> Iterator[Float[Array, "R S K"]]:
     """Sums over seeded resamples of the N items, some at a time."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     count = items.shape[1]
     for start in range(0, resamples, _BLOCK):
         size = min(_BLOCK, resamples - start)

@@ -31,6 +31,7 @@ class Metric(NamedTuple):
         package: the library that computes it, of the extra [eval].
         accepts: whether a reference can be scored; `wants` says what it must be.
         is_percent: shown as a percentage.
+        higher_is_better: False for an error.
     """
 
     items: Callable[[Sequence[Prediction]], NDArray[np.float64]]
@@ -43,6 +44,7 @@ class Metric(NamedTuple):
     accepts: Callable[[str], bool] | None = None
     wants: str = ""
     is_percent: bool = True
+    higher_is_better: bool = True
 
 
 def _right(items: Callable, needs: Need, **more: object) -> Metric:
@@ -71,7 +73,10 @@ METRICS: dict[str, Metric] = {
     ),
     "mcc": Metric(classification.class_counts, classification.mcc, "ranked", by_class=False),
     "calibration_error": Metric(
-        classification.confidence_gaps, classification.calibration_error, "ranked"
+        classification.confidence_gaps,
+        classification.calibration_error,
+        "ranked",
+        higher_is_better=False,
     ),
     "exact_match": _right(text_metrics.exact_match, "generated"),
     "token_f1": Metric(text_metrics.token_f1, classification.mean, "generated"),
@@ -96,7 +101,11 @@ METRICS: dict[str, Metric] = {
     "chrf": _sacrebleu("CHRF"),
     "token_accuracy": Metric(classification.right_tokens, classification.mean, "reference"),
     "perplexity": Metric(
-        classification.token_nats, classification.perplexity, "reference", is_percent=False
+        classification.token_nats,
+        classification.perplexity,
+        "reference",
+        is_percent=False,
+        higher_is_better=False,
     ),
 }
 

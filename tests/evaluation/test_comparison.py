@@ -99,7 +99,7 @@ def test_metrics_can_be_computed_that_were_not_asked_for(files):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[1:], "1 items are in one file only"),
+        (lambda lines: lines[1:], "1 items are in one of the two only"),
         (lambda lines: [*lines, lines[0]], "holds item 0000 twice"),
         (lambda lines: [e._replace(task="other") for e in lines], "have no task, split and"),
         (lambda lines: [e._replace(split="train") for e in lines], "have no task, split and"),
@@ -118,7 +118,7 @@ def test_what_is_no_pair_is_refused(tmp_path, change, message):
 
 def test_a_metric_that_the_files_do_not_hold_is_refused(files):
     with pytest.raises(
-        InputError, match="metric accuracy_calibrated cannot be computed from a file"
+        InputError, match="metric accuracy_calibrated cannot be computed from predictions"
     ):
         compare(*files, ["accuracy_calibrated"])
     with pytest.raises(InputError, match="no metric 'acc'"):
