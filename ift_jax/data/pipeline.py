@@ -5,7 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ift_jax.data.collect import Collected, collect, read_task, sourced_tasks
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.examples import Example, load_task_templates
 from ift_jax.data.loader import Rows
-from ift_jax.data.mixture import Slots, epoch_counts, make_slots
+from ift_jax.data.mixture import MixtureConfig, Slots, epoch_counts, make_slots
 from ift_jax.data.packing import Tokens
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.selection import select
@@ -106,19 +106,51 @@ class DataSet:
         return sizes, counts
 
 
-def build(config: DataConfig, chat: Chat) -> DataSet:
+class Known:
+    """What earlier builds with the same chat format have collected.
+
+    A task that a later build reads and renders alike, however it selects and mixes, is not
+    collected again.
+    """
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self._found: dict[tuple[TaskConfig, Any, DataConfig], Collected] = {}
+
+    def collect(self, task: TaskConfig, source: Any, config: DataConfig, chat: Chat) -> Collected:
+        """As `collect.collect`, at most once."""
+        # What only the second half of a build reads. Sizes are 1, since a subset that is composed
+        # by a column must have one.
+        same_task = replace(
+            task, weight=1.0, replay=False, train_size=1, validation_size=1, test_size=1,
+            validation_fraction=0.1, test_fraction=0.1, near_duplicates=0.0, train_shots=(0,),
+            metrics=(),
+        )  # fmt: skip
+        same_config = replace(
+            config, tasks=(), path="", mixture=MixtureConfig(), decontaminate=(), row_length=0
+        )
+        key = (same_task, source, same_config)
+        if key not in self._found:
+            self._found[key] = collect(task, source, config, chat, self.store)
+        return self._found[key]
+
+
+def build(config: DataConfig, chat: Chat, known: Known | None = None) -> DataSet:
     """Reads and prepares every task, in memory.
+
+    Args:
+        known: what earlier builds collected, and where this one adds to it.
 
     Raises:
         InputError: for what concerns a whole file or template, and where more than
             `max_rejected` of a task's records were rejected. Single bad records are kept in
             `TaskData.rejected`.
     """
-    store = Store()
+    known = known or Known()
     collected = [
-        collect(task, source, config, chat, store) for task, source in sourced_tasks(config)
+        known.collect(task, source, config, chat) for task, source in sourced_tasks(config)
     ]
-    return assemble(config, chat, store, collected)
+    return assemble(config, chat, known.store, collected)
 
 
 def assemble(

@@ -39,7 +39,7 @@ from ift_jax.data.hub import hub_revision
 from ift_jax.data.loader import RowSource, fill_row
 from ift_jax.data.packing import Pair
 from ift_jax.data.parts import collect_part, is_done, load_part, use_one_core
-from ift_jax.data.pipeline import DataSet, TaskData, assemble, build, write_card
+from ift_jax.data.pipeline import DataSet, Known, TaskData, assemble, build, write_card
 from ift_jax.data.rows import pack
 from ift_jax.data.shots import exemplar_pool
 from ift_jax.data.sources import resolve_sources
@@ -313,15 +313,18 @@ def _refuse_other(
             )
 
 
-def load_data(config: DataConfig, chat: Chat) -> DataSet:
+def load_data(config: DataConfig, chat: Chat, known: Known | None = None) -> DataSet:
     """The data set of a config: read from `config.prepared`, or else built.
+
+    Args:
+        known: as for `pipeline.build`.
 
     Raises:
         InputError: as `pipeline.build`; and for a prepared set that was made from other data,
             templates, tokenizer or options, or whose shards are damaged.
     """
     if not config.prepared:
-        return build(config, chat)
+        return build(config, chat, known)
     folder = Path(config.prepared).expanduser()
     index = read_index(folder)
     key = set_key(config, chat)

@@ -17,7 +17,6 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import LanguageModel, load_pretrained
-from ift_jax.models import decoder
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
 from ift_jax.train.loop import fit
@@ -37,28 +36,43 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         InputError: for a config, file or workdir that cannot be used.
     """
     workdir = Path(workdir)
-    stored = with_full_path(config)
-    claim_workdir(stored, workdir)
+    claim_workdir(with_full_path(config), workdir)
     results = workdir / "results.json"
     if results.exists():
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
         print(results_table(rows))
         return rows
     mesh = make_mesh(config.mesh)
-    _check_batch(config, mesh)
     with jax.set_mesh(mesh):
-        base = load_base(config, mesh)
-        data = load_data(config.data, base.chat)
-        check_run(config, base, data)
-        # Only now, so that a run that could not begin leaves the folder free for another.
-        replace_text(workdir / "config.json", to_json(stored))
-        pipeline.write_card(data, workdir / "data")
-        best = fit(config, workdir, mesh, base, data)
-        base = base.with_params(None)  # type: ignore[arg-type]  # training consumed them
-        rows = final_scores(config, mesh, base, data, best)
+        tuned, data = tune(config, workdir, mesh)
+        rows = final_scores(config, mesh, tuned, data)
     replace_text(results, json.dumps({"rows": rows}, indent=2) + "\n")
     print(results_table(rows))
     return rows
+
+
+def tune(
+    config: RunConfig, workdir: Path, mesh: Mesh, known: pipeline.Known | None = None
+) -> tuple[LanguageModel, pipeline.DataSet]:
+    """The first half of `train`: the tuned model and its data set, without final scores.
+
+    Args:
+        known: data that was read before, for several runs in one process.
+
+    Raises:
+        InputError: as `train`.
+    """
+    stored = with_full_path(config)
+    claim_workdir(stored, workdir)
+    _check_batch(config, mesh)
+    base = load_base(config, mesh)
+    data = load_data(config.data, base.chat, known)
+    check_run(config, base, data)
+    # Only now, so that a run that could not begin leaves the folder free for another.
+    replace_text(workdir / "config.json", to_json(stored))
+    pipeline.write_card(data, workdir / "data")
+    best = fit(config, workdir, mesh, base, data)  # consumes the base model's parameters
+    return base.with_params(best), data
 
 
 def with_full_path(config: RunConfig) -> RunConfig:
@@ -125,9 +139,8 @@ def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
 def final_scores(
     config: RunConfig,
     mesh: Mesh,
-    base: LanguageModel,
+    tuned: LanguageModel,
     data: pipeline.DataSet,
-    best: decoder.Params,
 ) -> list[Row]:
     """Base model at each of evaluation.shots and tuned model at 0 shots, on the same test items."""
 
@@ -143,10 +156,10 @@ def final_scores(
             model, data, config.evaluation, name=name, split="test", shots=shots, mesh=mesh
         )
 
-    tuned = scored(base.with_params(best), "tuned", (0,))
-    del best
+    tuned_rows = scored(tuned, "tuned", (0,))
+    del tuned
     base_rows = scored(load_base(config, mesh), "base", config.evaluation.shots)
-    return baseline_rows(data, config.evaluation, split="test") + base_rows + tuned
+    return baseline_rows(data, config.evaluation, split="test") + base_rows + tuned_rows
 
 
 def _check_batch(config: RunConfig, mesh: Mesh) -> None:

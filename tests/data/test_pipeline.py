@@ -11,6 +11,7 @@ import pytest
 from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
+from ift_jax.data.mixture import MixtureConfig
 from ift_jax.errors import InputError
 
 TEMPLATES = """
@@ -556,3 +557,39 @@ def test_lint_judges_the_tasks_templates_with_their_records(tmp_path):
     assert any("'Leaks'" in f and "title" in f for f in findings)
     tidy = TaskConfig(name="rating", source="embedded:reviews", templates="rating")
     assert pipeline.lint_tasks(DataConfig(tasks=(tidy,))) == []
+
+
+def test_a_later_build_collects_only_what_it_reads_otherwise(chat, tmp_path, monkeypatch):
+    """Builds that share what they collected give what builds from nothing give."""
+    file = tmp_path / "reviews.jsonl"
+    reviews = [{"review_body": f"Lamp {n}.", "star_rating": n % 5 + 1, "kind": str(n % 2)}
+               for n in range(120)]  # fmt: skip
+    file.write_text("".join(json.dumps(review) + "\n" for review in reviews))
+    task = TaskConfig(
+        name="rating", source=str(file), templates="reviews", split_by=("review_body",),
+        template_names=("Predict the rating",), balance_by="star_rating",
+        train_size=20, validation_size=5, test_size=5, test_fraction=0.2, validation_fraction=0.2,
+    )  # fmt: skip
+    same = [
+        DataConfig(tasks=(one,), mixture=MixtureConfig(temperature=temperature))
+        for one, temperature in (
+            (task, 1.0),
+            (replace(task, train_size=30, train_shots=(1,)), 1.0),
+            (replace(task, weight=0.0, validation_fraction=0.0, validation_size=0), 1.0),
+            (replace(task, metrics=("accuracy",), near_duplicates=0.9, train_size=10), 2.0),
+        )
+    ]
+    other = [
+        DataConfig(tasks=(replace(task, balance_by="", stratify_by="kind"),)),
+        DataConfig(tasks=(task,), seed=3),
+        DataConfig(tasks=(task,), max_length=120, on_too_long="truncate"),
+    ]
+    collect, calls = pipeline.collect, []
+    monkeypatch.setattr(pipeline, "collect", lambda *a: calls.append(a) or collect(*a))
+    known, counts = pipeline.Known(), []
+    for config in same + other:
+        calls.clear()
+        shared = pipeline.card(pipeline.build(config, chat, known))
+        counts.append(len(calls))
+        assert shared == pipeline.card(pipeline.build(config, chat))
+    assert counts == [1, 0, 0, 0, 1, 1, 1]
