@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.errors import InputError
+from ift_jax.evaluation.metrics import check_metrics
 from ift_jax.evaluation.tasks import EvaluationConfig
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import ModelConfig
@@ -31,10 +32,16 @@ class TrainConfig:
         num_epochs: how often every example is seen.
         batch_size: rows a step, over all devices. A packed row holds several examples.
         micro_batches: parts that a batch is computed in, one after the other.
-        eval_every: steps between validations; 0 validates at the end only.
+        eval_every: steps between validations; 0 validates at the start and the end only.
+        eval_items: validation examples of a task that are looked at; 0 for all.
+        eval_metrics: what validation scores beside loss and token accuracy; () takes each
+            task's own metrics, ("loss",) nothing more.
+        select_by: what makes a checkpoint the best: validation "loss", or a metric, averaged
+            over the tasks that are trained and scored by it.
+        patience: stops after so many validations in a row that were no better than the best
+            before; 0 never does.
+        num_samples: prompts whose answers are generated at each validation, always the same.
         save_every: steps between checkpoints; 0 saves when validation ran.
-        select_by: what makes a checkpoint the best: validation "loss", or the "accuracy" of
-            ranking the answer choices, averaged over the tasks that have them.
         seed: of the data order.
     """
 
@@ -43,12 +50,19 @@ class TrainConfig:
     batch_size: int = 8
     micro_batches: int = 1
     eval_every: int = 0
+    eval_items: int = 200
+    eval_metrics: tuple[str, ...] = ()
+    select_by: str = "loss"
+    patience: int = 0
+    num_samples: int = 4
     save_every: int = 0
-    select_by: typing.Literal["loss", "accuracy"] = "loss"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_epochs", "eval_every", "save_every", "seed"):
+        for name in (
+            "num_steps", "num_epochs", "eval_every", "eval_items", "patience", "num_samples",
+            "save_every", "seed",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"config.train.{name}: must not be negative")
         if not self.num_steps and not self.num_epochs:
@@ -61,9 +75,17 @@ class TrainConfig:
                 f"config.train.batch_size={self.batch_size} is not a multiple of "
                 f"micro_batches={self.micro_batches}"
             )
-        if self.select_by not in ("loss", "accuracy"):
+        for name, metrics in (
+            ("select_by", (self.select_by,)),
+            ("eval_metrics", self.eval_metrics),
+        ):
+            check_metrics(
+                [m for m in metrics if m != "loss"], f"config.train.{name}: loss, or a metric"
+            )
+        if self.patience and not self.eval_every:
             raise InputError(
-                f"config.train.select_by: expected loss or accuracy, got {self.select_by!r}"
+                f"config.train.patience={self.patience}: counts validations on the way; set "
+                "eval_every"
             )
 
 

@@ -1,9 +1,10 @@
-"""A run's metrics as JSON lines and as TensorBoard event files."""
+"""A run's metrics as JSON lines and as TensorBoard event files, and its samples."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -11,21 +12,24 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and tensorboard/ of a workdir.
+    """Writes metrics.jsonl, samples.jsonl and tensorboard/ of a workdir.
 
     A run that goes on from step `first` drops the lines of later steps, which it makes again.
+
+    Attributes:
+        steps: those that metrics.jsonl had lines of.
     """
 
     def __init__(self, workdir: Path, first: int):
-        self._path = workdir / "metrics.jsonl"
-        kept = [line for line in self.lines(self._path) if line["step"] <= first]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = self._path.open("a", encoding="utf-8")
+        path = workdir / "metrics.jsonl"
+        self._file = _open_at(path, first)
+        self.steps = {line["step"] for line in self.lines(path)}
+        self._samples = _open_at(workdir / "samples.jsonl", first)
         self._events = EventFileWriter(str(workdir / "tensorboard"))
 
     @staticmethod
-    def lines(path: Path) -> list[dict[str, float]]:
-        """The whole lines of a metrics.jsonl; a line cut off by a crash is left out."""
+    def lines(path: Path) -> list[dict[str, Any]]:
+        """The whole lines of such a file; a line cut off by a crash is left out."""
         if not path.exists():
             return []
         text = path.read_text(encoding="utf-8")
@@ -38,7 +42,22 @@ class MetricsLog:
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
+    def write_samples(self, step: int, samples: Iterable[Mapping[str, str]]) -> None:
+        """One object for each sample of a step."""
+        for sample in samples:
+            line = json.dumps({"step": step, **sample}, ensure_ascii=False)
+            self._samples.write(line + "\n")
+        self._samples.flush()
+
     def close(self) -> None:
-        """Flushes both."""
+        """Flushes all."""
         self._file.close()
+        self._samples.close()
         self._events.close()
+
+
+def _open_at(path: Path, first: int) -> TextIO:
+    kept = [line for line in MetricsLog.lines(path) if line["step"] <= first]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+    path.write_text(text, encoding="utf-8")
+    return path.open("a", encoding="utf-8")

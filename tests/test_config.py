@@ -101,7 +101,14 @@ def test_a_source_is_one_file_or_several(source):
         ({"num_epochs": 0.0}, "config.train: num_steps and num_epochs are both 0"),
         ({"batch_size": 0}, "config.train.batch_size: expected 1 or more"),
         ({"batch_size": 6, "micro_batches": 4}, "config.train.batch_size=6 is not a multiple of"),
-        ({"select_by": "f1"}, "config.train.select_by: expected loss or accuracy, got 'f1'"),
+        (
+            {"select_by": "f1"},
+            "config.train.select_by: loss, or a metric: no metric 'f1'; there are",
+        ),
+        ({"eval_metrics": ("f1",)}, "config.train.eval_metrics: loss, or a metric: no metric 'f1'"),
+        ({"eval_items": -1}, "config.train.eval_items: must not be negative"),
+        ({"patience": -1}, "config.train.patience: must not be negative"),
+        ({"patience": 2}, "config.train.patience=2: counts validations on the way; set eval_every"),
     ],
 )
 def test_values_that_cannot_work_are_refused(changes, says):

@@ -1,6 +1,5 @@
 """Scoring a model on tasks: the same path for base and tuned models, at any number of shots."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -55,10 +54,6 @@ class EvaluationConfig:
                 f"got {self.exemplar_seeds}"
             )
         check_metrics(self.metrics, "config.evaluation.metrics")
-
-    def ranking(self) -> "EvaluationConfig":
-        """The same, with accuracy as the only metric; validation steers by it."""
-        return dataclasses.replace(self, metrics=("accuracy",))
 
 
 Row = dict[str, Any]

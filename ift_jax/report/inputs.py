@@ -73,7 +73,7 @@ CHANGE = {
 }  # fmt: skip
 DRIFT = {"model": str, "measure": str, "value": float, "seed?": int}
 RESULTS = {
-    "rows": [ROW], "chosen?": {"step": int, "by": str, "value": float},
+    "rows": [ROW], "chosen?": {"step": int, "by": str, "value?": float},
     "target?": str, "retained?": [str], "runs?": [str],
     "matrices?": [MATRIX], "changes?": [CHANGE], "drift?": [DRIFT],
 }  # fmt: skip

@@ -18,16 +18,22 @@ from ift_jax.metrics_log import MetricsLog
 from ift_jax.models import decoder
 from ift_jax.sharding import place_batch
 from ift_jax.train.optimizer import make_optimizer, make_schedule
+from ift_jax.train.selection import Chosen, choose, is_over, oriented_score
 from ift_jax.train.step import StepMetrics, make_step, place_state
-from ift_jax.train.validation import divided, pack_split, validate
+from ift_jax.train.validation import Plan, divided, pack_split, sample, validate
 
 
 def fit(
-    config: RunConfig, workdir: Path, mesh: Mesh, base: LanguageModel, data: pipeline.DataSet
-) -> decoder.Params:
-    """Trains from the last checkpoint, or from the start, to the last step.
+    config: RunConfig,
+    workdir: Path,
+    mesh: Mesh,
+    base: LanguageModel,
+    data: pipeline.DataSet,
+    plan: Plan,
+) -> tuple[decoder.Params, Chosen]:
+    """Trains from the last checkpoint, or from the start, to the last step or an early stop.
 
-    Consumes the base model's parameters. Returns those of the best checkpoint.
+    Consumes the base model's parameters. Returns those of the checkpoint that `plan` chose.
     """
     started = time.monotonic()
     settings = config.train
@@ -49,9 +55,6 @@ def fit(
     if latest is not None:
         state = checkpoints.restore(latest, state)
     first = int(state.step)
-    validation = None
-    if data.examples("validation"):
-        validation = pack_split(config, data, "validation", num_epochs=1)
     schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
     print(
@@ -59,12 +62,13 @@ def fit(
         f"stand beside; steps {first} to {num_steps} of {settings.batch_size} rows",
         file=sys.stderr,
     )
+    if 0 not in log.steps:
+        _look(config, plan, base.with_params(state.params), 0, mesh, log)
     bar = progress_bar(first, num_steps)
     pending: tuple[int, StepMetrics] | None = None
     before = time.monotonic()
-    for step, host_batch in zip(
-        range(first, num_steps), packed.batches.from_step(first), strict=False
-    ):
+    steps = range(first, first if is_over(settings, checkpoints) else num_steps)
+    for step, host_batch in zip(steps, packed.batches.from_step(first), strict=False):
         batch = place_batch(host_batch, mesh)
         state, metrics = step_fn(state, batch)
         # Reading the step before last keeps the device busy while the host reads.
@@ -77,21 +81,37 @@ def fit(
         if validates or _due(settings.save_every, step + 1):
             _report(pending, log, bar, schedule, before)
             pending = None
-            score = (
-                validate(config, base, data, state, validation, mesh, log) if validates else None
-            )
+            model = base.with_params(state.params)
+            score = _look(config, plan, model, step + 1, mesh, log) if validates else None
+            del model
             checkpoints.save(state, score)
+            if is_over(settings, checkpoints):
+                break
             before = time.monotonic()
     bar.close()
     log.close()
-    best = checkpoints.choose("best")
+    chosen = choose(settings, checkpoints, num_steps)
     params = state.params
     del state
-    if best != num_steps:
-        params = checkpoints.restore_params(best, params)
+    if chosen.step != chosen.last_step:
+        params = checkpoints.restore_params(chosen.step, params)
     checkpoints.close()
-    print(f"best checkpoint: step {best}", file=sys.stderr)
-    return params
+    print(f"step {chosen.step} is taken: {chosen.why}", file=sys.stderr)
+    return params, chosen
+
+
+def _look(
+    config: RunConfig, plan: Plan, model: LanguageModel, step: int, mesh: Mesh, log: MetricsLog
+) -> float | None:
+    """Validates and samples; returns what checkpoints are compared by, higher better."""
+    values = validate(config, plan, model, mesh)
+    log.write_samples(step, sample(plan, model, mesh))
+    if not values:
+        return None
+    log.write(step, values)
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+    tqdm.write(f"step {step}: {shown}", file=sys.stderr)
+    return oriented_score(config.train.select_by, values)
 
 
 def progress_bar(first: int, num_steps: int) -> Any:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -20,11 +21,15 @@ from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
 from ift_jax.train.loop import fit
-from ift_jax.train.validation import ranked_tasks
+from ift_jax.train.selection import Chosen
+from ift_jax.train.validation import Plan, plan_validation
 
 
 def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     """Trains, scores base and tuned model on the test split, and writes the workdir.
+
+    The test split is scored once, at the end, on the checkpoint that the validation split
+    chose; results.json says which that was, by what, and why.
 
     Run again on the same workdir, it goes on exactly where it stopped; a finished run only
     shows its results.
@@ -44,17 +49,26 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         return rows
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        tuned, data = tune(config, workdir, mesh)
-        rows = final_scores(config, mesh, tuned, data)
-    replace_text(results, json.dumps({"rows": rows}, indent=2) + "\n")
+        tuned = tune(config, workdir, mesh)
+        rows = final_scores(config, mesh, tuned.model, tuned.data)
+    written = {"rows": rows, "chosen": tuned.chosen.to_json()}
+    replace_text(results, json.dumps(written, indent=2) + "\n")
     print(results_table(rows))
     return rows
 
 
+class Tuned(NamedTuple):
+    """A run without its final scores: the model at the chosen step, and the data set."""
+
+    model: LanguageModel
+    data: pipeline.DataSet
+    chosen: Chosen
+
+
 def tune(
     config: RunConfig, workdir: Path, mesh: Mesh, known: pipeline.Known | None = None
-) -> tuple[LanguageModel, pipeline.DataSet]:
-    """The first half of `train`: the tuned model and its data set, without final scores.
+) -> Tuned:
+    """The first half of `train`, without final scores.
 
     Args:
         known: data that was read before, for several runs in one process.
@@ -67,12 +81,13 @@ def tune(
     _check_batch(config, mesh)
     base = load_base(config, mesh)
     data = load_data(config.data, base.chat, known)
-    check_run(config, base, data)
+    plan = check_run(config, base, data)
     # Only now, so that a run that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
     pipeline.write_card(data, workdir / "data")
-    best = fit(config, workdir, mesh, base, data)  # consumes the base model's parameters
-    return base.with_params(best), data
+    # Consumes the base model's parameters.
+    params, chosen = fit(config, workdir, mesh, base, data, plan)
+    return Tuned(base.with_params(params), data, chosen)
 
 
 def with_full_path(config: RunConfig) -> RunConfig:
@@ -84,8 +99,8 @@ def with_full_path(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, model=model)
 
 
-def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) -> None:
-    """Refuses what would otherwise fail only after training.
+def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) -> Plan:
+    """What validation will look at; refuses what would otherwise fail only after training.
 
     Raises:
         InputError: naming the field.
@@ -95,9 +110,8 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
         raise InputError(
             f"config.data.max_length={config.data.max_length}: the model's context is {limit}"
         )
-    if config.train.select_by == "accuracy":
-        ranked_tasks(data)
     check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
+    return plan_validation(config, base, data)
 
 
 def claim_workdir(config: RunConfig, workdir: Path) -> None:

@@ -1,27 +1,37 @@
-"""The splits as batches, and what validation says of a model on its way."""
+"""What is looked at while a model is trained: loss, the tasks' metrics, and a few answers."""
 
-import sys
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
+from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
 from ift_jax.config import RunConfig
-from ift_jax.data import pipeline
+from ift_jax.data.examples import Example
 from ift_jax.data.loader import Batches
+from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
-from ift_jax.evaluation.tasks import evaluate
+from ift_jax.evaluation.answers import num_new_tokens
+from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation.metrics import METRICS
+from ift_jax.evaluation.shots import ask
+from ift_jax.evaluation.tasks import (
+    EvaluationConfig,
+    check_scoring,
+    default_metrics,
+    evaluate,
+    one_a_prompt,
+)
 from ift_jax.language_model import LanguageModel
-from ift_jax.metrics_log import MetricsLog
 from ift_jax.models import decoder
 from ift_jax.sharding import place_batch
 from ift_jax.train.loss import LossSums, loss_sums
-from ift_jax.train.step import TrainState
 
 
 class Packed(NamedTuple):
@@ -31,9 +41,7 @@ class Packed(NamedTuple):
     prefix: jax.Array
 
 
-def pack_split(
-    config: RunConfig, data: pipeline.DataSet, split: str, *, num_epochs: float
-) -> Packed:
+def pack_split(config: RunConfig, data: DataSet, split: str, *, num_epochs: float) -> Packed:
     """Tokenizes and packs a split.
 
     Raises:
@@ -45,58 +53,194 @@ def pack_split(
     return Packed(batches, jnp.asarray(prefix))
 
 
+class Scoring(NamedTuple):
+    """A task, its validation items, and what they are scored by."""
+
+    data: DataSet
+    config: EvaluationConfig
+
+    @property
+    def name(self) -> str:
+        return self.data.tasks[0].config.name
+
+
+class Prompt(NamedTuple):
+    """An item whose answer is followed from step to step."""
+
+    task: str
+    template: str
+    text: str
+    tokens: NDArray[np.int32]
+    reference: str
+
+
+class Plan(NamedTuple):
+    """What validation looks at: the same items every time.
+
+    Attributes:
+        packed: validation examples of the tasks that are trained; None if they have none.
+        tasks: those with a validation split; also those that are only evaluated.
+        selecting: names of the tasks whose scores of train.select_by are averaged; () for loss.
+        prompts: of the samples.
+        max_new_tokens: of a sample.
+    """
+
+    packed: Packed | None
+    tasks: tuple[Scoring, ...]
+    selecting: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    max_new_tokens: int
+
+
+def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Plan:
+    """Chooses the items, and refuses what could not be scored; computes no model.
+
+    Raises:
+        InputError: as `evaluate`, or where no task can be scored by what config.train asks for.
+    """
+    settings = config.train
+    held = tuple(_shortened(t, settings.eval_items) for t in data.tasks if t.splits["validation"])
+    trained = tuple(task for task in held if task.config.weight)
+    packed = None
+    if trained:
+        loss_data = DataSet(data.config, trained, data.chat)
+        packed = pack_split(config, loss_data, "validation", num_epochs=1)
+    scored = [_scoring(config, data, task) for task in held]
+    for metric in set(settings.eval_metrics) - {"loss"}:
+        if held and not any(metric in each.config.metrics for each in scored):
+            raise InputError(
+                f"config.train.eval_metrics: no task with a validation split can be scored by "
+                f"{metric}: it ranks answer choices, and their templates have none"
+            )
+    tasks = tuple(each for each in scored if each.config.metrics)
+    for each in tasks:
+        check_scoring(base, each.data, each.config, split="validation", shots=(0,))
+    names = {task.config.name for task in trained}
+    selecting = tuple(
+        each.name
+        for each in tasks
+        if each.name in names and settings.select_by in each.config.metrics
+    )
+    _check_selection(config, bool(trained), selecting)
+    return Plan(packed, tasks, selecting, *_samples(config, base, data))
+
+
+def _shortened(task: TaskData, count: int) -> TaskData:
+    if not count:
+        return task
+    validation = task.splits["validation"][:count]
+    return dataclasses.replace(task, splits={**task.splits, "validation": validation})
+
+
+def _scoring(config: RunConfig, data: DataSet, task: TaskData) -> Scoring:
+    """The metrics that config.train.eval_metrics asks of a task, or its own."""
+    items, _ = one_a_prompt(task.splits["validation"], 0)
+    asked = config.train.eval_metrics
+    own = config.evaluation.metrics or task.config.metrics or default_metrics(items)
+    ranks = all(e.choices for e in items)
+    usable = (m for m in asked if m != "loss" and (ranks or not _ranks(m)))
+    evaluation = dataclasses.replace(
+        config.evaluation, metrics=tuple(usable) if asked else own, max_items=0
+    )
+    return Scoring(DataSet(data.config, (task,), data.chat), evaluation)
+
+
+def _ranks(metric: str) -> bool:
+    return METRICS[metric].needs in ("ranked", "calibrated")
+
+
+def _check_selection(config: RunConfig, validated: bool, selecting: Sequence[str]) -> None:
+    by = config.train.select_by
+    if validated and by != "loss" and not selecting:
+        raise InputError(
+            f"config.train.select_by={by}: no task that is trained has a validation split that is "
+            f"scored by it; add it to the task's metrics or to config.train.eval_metrics"
+        )
+    if not validated and (by != "loss" or config.train.patience):
+        option = "patience" if by == "loss" else "select_by"
+        raise InputError(
+            f"config.train.{option}={getattr(config.train, option)}: no task that is trained has a "
+            "validation split; give one a validation_fraction, validation_size or validation_source"
+        )
+
+
+def _samples(
+    config: RunConfig, base: LanguageModel, data: DataSet
+) -> tuple[tuple[Prompt, ...], int]:
+    """The first items of each task in turn: of validation, or of training where it has none."""
+    held = [task.splits["validation"] or task.splits["train"] for task in data.tasks]
+    turns = [
+        (task, examples[number])
+        for number in range(config.train.num_samples)
+        for task, examples in zip(data.tasks, held, strict=True)
+        if number < len(examples)
+    ][: config.train.num_samples]
+    if not turns:
+        return (), 0
+    items: list[Example] = [example for _, example in turns]
+    new = num_new_tokens(base, items, {"generated"}, config.evaluation.max_new_tokens)
+    prompts = []
+    for task, item in turns:
+        (asked,) = ask(base, task, [item], 0, 0, scored=False, new_tokens=new)
+        text = base.chat.prompt_text(asked.messages)
+        prompts.append(Prompt(task.config.name, item.template, text, asked.prompt, item.completion))
+    return tuple(prompts), new
+
+
+def validate(config: RunConfig, plan: Plan, model: LanguageModel, mesh: Mesh) -> dict[str, float]:
+    """What metrics.jsonl holds of a validation.
+
+    validation_loss and validation_token_accuracy are over the tasks that are trained,
+    "validation/<task>/<metric>" is a task's score, and validation_<select_by> is what decides.
+    """
+    values = {}
+    if plan.packed is not None:
+        sums = validation_sums(model.structure, model.params, plan.packed, mesh)
+        loss, accuracy = divided(sums)
+        values = {"validation_loss": loss, "validation_token_accuracy": accuracy}
+    by = config.train.select_by
+    deciding = []
+    for data, scoring in plan.tasks:
+        rows = evaluate(
+            model, data, scoring, name="tuned", split="validation", shots=(0,), mesh=mesh
+        )
+        for row in rows:
+            values[f"validation/{row['task']}/{row['metric']}"] = row["value"]
+            if row["metric"] == by and row["task"] in plan.selecting:
+                deciding.append(row["value"])
+    if deciding:
+        values[f"validation_{by}"] = float(np.mean(deciding))
+    return values
+
+
+def sample(plan: Plan, model: LanguageModel, mesh: Mesh) -> list[dict[str, str]]:
+    """The model's most likely answers to the plan's prompts, as samples.jsonl holds them."""
+    if not plan.prompts:
+        return []
+    outputs = generate(
+        model.structure,
+        model.params,
+        [prompt.tokens for prompt in plan.prompts],
+        Sampling(max_new_tokens=plan.max_new_tokens),
+        stop_ids=model.stop_ids,
+        mesh=mesh,
+    )
+    return [
+        {
+            "task": prompt.task,
+            "template": prompt.template,
+            "prompt": prompt.text,
+            "reference": prompt.reference,
+            "completion": model.chat.decode(output),
+        }
+        for prompt, output in zip(plan.prompts, outputs, strict=True)
+    ]
+
+
 def divided(sums: LossSums) -> tuple[float, float]:
     """Mean loss in nats per target, and the share of targets that scored highest."""
     weight = max(float(sums.weight), 1.0)
     return float(sums.nll) / weight, float(sums.correct) / weight
-
-
-def validate(
-    config: RunConfig,
-    base: LanguageModel,
-    data: pipeline.DataSet,
-    state: TrainState,
-    validation: Packed | None,
-    mesh: Mesh,
-    log: MetricsLog,
-) -> float | None:
-    """Scores the validation split; returns what checkpoints are compared by, higher better."""
-    if validation is None:
-        return None
-    total = validation_sums(base.structure, state.params, validation, mesh)
-    loss, accuracy = divided(total)
-    values = {"validation_loss": loss, "validation_token_accuracy": accuracy}
-    if config.train.select_by == "accuracy":
-        ranking = pipeline.DataSet(data.config, ranked_tasks(data), data.chat)
-        rows = evaluate(
-            base.with_params(state.params),
-            ranking,
-            config.evaluation.ranking(),
-            name="tuned",
-            split="validation",
-            shots=(0,),
-            mesh=mesh,
-        )
-        values["validation_accuracy"] = float(np.mean([row["value"] for row in rows]))
-    step = int(state.step)
-    log.write(step, values)
-    shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in values.items())
-    tqdm.write(f"step {step}: {shown}", file=sys.stderr)
-    return values.get("validation_accuracy", -loss)
-
-
-def ranked_tasks(data: pipeline.DataSet) -> tuple[pipeline.TaskData, ...]:
-    ranked = tuple(
-        task
-        for task in data.tasks
-        if task.splits["validation"] and all(e.choices for e in task.splits["validation"])
-    )
-    if not ranked:
-        raise InputError(
-            "config.train.select_by=accuracy: no task has validation examples with answer "
-            "choices; set it to loss"
-        )
-    return ranked
 
 
 def validation_sums(

@@ -10,40 +10,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny_run import run_tree
 
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.language_model import load_pretrained
 from ift_jax.train.run import train
-
-
-def run_tree(model, **changes):
-    tree = {
-        "model": {"path": str(model)},
-        "data": {
-            "max_length": 480,
-            "tasks": [
-                {
-                    "name": "rating",
-                    "source": "embedded:reviews",
-                    "templates": "reviews",
-                    "template_names": ["Predict the rating"],
-                    "split_by": ["review_body"],
-                    "balance_by": "star_rating",
-                    "train_size": 60,
-                    "validation_size": 10,
-                    "test_size": 15,
-                }
-            ],
-        },
-        "train": {"num_steps": 6, "batch_size": 8, "eval_every": 3},
-        "optimizer": {"peak_lr": 1e-3, "warmup_steps": 2},
-        "evaluation": {"shots": [0, 1]},
-    }
-    for path, value in changes.items():
-        section, field = path.split("__")
-        tree[section][field] = value
-    return tree
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +28,9 @@ def finished(tiny_llama, tmp_path_factory):
 
 def test_a_run_writes_its_workdir(finished):
     workdir, rows = finished
-    assert json.loads((workdir / "results.json").read_text()) == {"rows": rows}
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["rows"] == rows
+    assert {"step", "by", "value", "last_step", "why"} == results["chosen"].keys()
     card = json.loads((workdir / "data" / "card.json").read_text())
     assert card["tasks"]["rating"]["splits"]["train"]["examples"] == 60
     assert (workdir / "data" / "rejected.jsonl").read_text() == ""
@@ -64,8 +38,9 @@ def test_a_run_writes_its_workdir(finished):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "token_accuracy", "tokens", "learning_rate"} <= set(lines[0])
-    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
+    first = next(line for line in lines if line["step"] == 1)
+    assert {"loss", "token_accuracy", "tokens", "learning_rate"} <= set(first)
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 3, 6]
 
 
 def test_tensorboard_shows_the_same_numbers(finished):
@@ -201,6 +176,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tiny_llama, tmp_path):
     losses = {
         m["step"]: m["validation_loss"] for m in map(json.loads, lines) if "validation_loss" in m
     }
+    del losses[0]  # the base model's, which is no checkpoint
     best = min(losses, key=losses.get)
     checkpoints = Checkpoints(tmp_path / "W")
     assert checkpoints.choose("best") == best
