@@ -14,6 +14,7 @@ VERBS = {
     "data": "builds the data set and prints its card; --preview=N shows what is trained",
     "train": "trains; run again on the same workdir, it goes on where it stopped",
     "evaluate": "scores a model on the config's tasks",
+    "study": "compares prompting, tunings and remedies against forgetting, from one config",
     "generate": "generates from a prompt or a file of prompts, or chats",
     "export": "writes a folder that transformers loads as it is",
 }

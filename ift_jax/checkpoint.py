@@ -1,5 +1,6 @@
 """Checkpoints: parameters, optimizer state and position of a run, as one atomic orbax step."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,18 @@ class Checkpoints:
             raise InputError(
                 f"{self.folder / str(step)}: cannot be restored ({reason[0] if reason else error})"
             ) from error
+
+    def finish(self, *, keep_params: bool) -> None:
+        """Keeps of a finished run the parameters of its best step alone, or nothing."""
+        if not keep_params:
+            shutil.rmtree(self.folder)
+            return
+        best = self.best()
+        for step in self._manager.all_steps():
+            if step == best:
+                shutil.rmtree(self.folder / str(step) / "optimizer", ignore_errors=True)
+            else:
+                self._manager.delete(step)
 
     def close(self) -> None:
         """Releases the manager's threads."""

@@ -20,6 +20,7 @@ from ift_jax.evaluation.tasks import EvaluationConfig
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import ModelConfig
 from ift_jax.sharding import MeshConfig
+from ift_jax.study.config import StudyConfig
 from ift_jax.train.optimizer import OptimizerConfig
 
 
@@ -99,6 +100,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 def default_config() -> ConfigDict:
@@ -222,6 +224,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return _build(kind, value, path)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is Mapping and isinstance(value, Mapping):
+        return {str(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     if origin in (typing.Union, types.UnionType):
         for choice in args:
             try:

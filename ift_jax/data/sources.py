@@ -70,8 +70,8 @@ def read_records(
 
     Args:
         source: A path, a glob (its files in sorted order; `**` for any depth),
-            "embedded:reviews", "hub:owner/name", or a list of these. Files may be compressed:
-            .gz, .zst, .bz2, .xz.
+            "embedded:reviews", "embedded:names", "hub:owner/name", or a list of these. Files may
+            be compressed: .gz, .zst, .bz2, .xz.
         encoding: Of text files; a byte order mark is dropped.
         file_format: One of FILE_FORMATS where the extension does not say it. "conll" is a token
             a line with its tags; "parallel" takes line-aligned files, one for each of `columns`.
@@ -225,9 +225,11 @@ def _not_empty(name: str, rows: Rows) -> Rows:
 
 
 def _embedded(name: str) -> Rows:
-    if name != "embedded:reviews":
-        raise InputError(f"{name}: no such embedded data set; there is 'embedded:reviews'")
+    from ift_jax.data.embedded_names import embedded_names
     from ift_jax.data.embedded_reviews import embedded_reviews
 
-    for number, fields in enumerate(embedded_reviews(), 1):
-        yield Record(dict(fields), f"{name}:{number}")
+    known = {"embedded:reviews": embedded_reviews, "embedded:names": embedded_names}
+    if name not in known:
+        raise InputError(f"{name}: no such embedded data set; there are {', '.join(known)}")
+    for number, fields in enumerate(known[name](), 1):
+        yield Record(fields, f"{name}:{number}")

@@ -23,11 +23,13 @@ def place(tmp_path, tiny_llama):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("fly", "no command 'fly'; there are data, train, evaluate, generate, export"),
+        ("fly", "no command 'fly'; there are data, train, evaluate, study, generate, export"),
         ("data", f"--config is missing; name a file or one of {CONFIGS}"),
         ("data --config", f"--config is missing; name a file or one of {CONFIGS}"),
         ("data --config.train.num_steps=3", "--config is missing"),
         ("train --config=tiny.py", "--workdir is missing"),
+        ("study --config=tiny.py", "--workdir is missing"),
+        ("study --config=tiny.py --workdir=w", "config.study.runs: no run is given"),
         ("evaluate --config=tiny.py --output=o.json", "--model is missing"),
         ("evaluate --config=tiny.py --model=m", "--output is missing"),
         ("evaluate --model=m --output=o.json", "--config is missing"),

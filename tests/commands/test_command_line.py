@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from workplace import Workplace, review
 
-VERBS = ["data", "train", "evaluate", "generate", "export"]
+VERBS = ["data", "train", "evaluate", "study", "generate", "export"]
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def test_without_a_verb_the_verbs_are_listed(place, arguments):
     [
         ("data", ["config", "preview", "tokens", "output"]),
         ("train", ["config", "workdir"]),
+        ("study", ["config", "workdir"]),
         ("evaluate", ["config", "model", "split", "shots", "name", "output", "predictions"]),
         ("generate", ["model", "prompt", "prompts", "output", "max_new_tokens", "temperature"]),
         ("export", ["workdir", "output", "step", "dtype"]),

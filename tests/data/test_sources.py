@@ -100,7 +100,7 @@ class TestSources:
             ([], "the source is an empty list"),
             (".", "a folder; name its files, for example ./*.jsonl"),
             ("https://x.org/r.jsonl", "download it and give the path"),
-            ("embedded:books", "there is 'embedded:reviews'"),
+            ("embedded:books", "there are embedded:reviews, embedded:names"),
         ],
     )
     def test_sources_that_are_none(self, source, shown):

@@ -1,0 +1,171 @@
+"""What a study does, as a list: which runs, by which configs, in which folders."""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ift_jax.config import RunConfig, build_run_config, field_type
+from ift_jax.errors import InputError
+from ift_jax.study.config import StudyConfig, StudyRun
+
+# Set by the plan itself.
+_OWN = ("study", "model.path", "train.seed", "evaluation")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of one seed, and of one number of training examples where there are several.
+
+    Attributes:
+        key: the name of its folder in W/runs.
+        run: the entry of `study.runs`.
+        train_size: of a learning curve; 0 elsewhere.
+        config: the whole config of the run, a workdir of `ift train`.
+        after: the key of the run that it goes on from; "" for config.model.path.
+        stage: 1 for the first tuning, 2 for one that goes on from it, ...
+        trains: all tasks that it trains.
+        scores: the tasks that it is scored on.
+    """
+
+    key: str
+    run: StudyRun
+    seed: int
+    train_size: int
+    config: RunConfig
+    after: str
+    stage: int
+    trains: tuple[str, ...]
+    scores: tuple[str, ...]
+
+
+def study_task(config: RunConfig) -> str:
+    """The task that is to be learned."""
+    return config.study.task or config.data.tasks[0].name
+
+
+def scored_tasks(config: RunConfig) -> tuple[str, ...]:
+    """The study's task and its probes, in the order of data.tasks."""
+    names = [task.name for task in config.data.tasks]
+    target = study_task(config)
+    probes = config.study.probes or [name for name in names if name != target]
+    return tuple(name for name in names if name == target or name in probes)
+
+
+def run_folder(workdir: Path, key: str) -> Path:
+    """Where a run lies."""
+    return workdir / "runs" / key
+
+
+def make_plan(config: RunConfig, workdir: Path) -> list[Planned]:
+    """All runs, each behind what it goes on from.
+
+    Raises:
+        InputError: for names of tasks that there are not, and for what a run's `config` sets, as
+            on the command line.
+    """
+    _check_names(config)
+    stages: dict[str, int] = {"": 0}
+    plan = []
+    for number, run in enumerate(config.study.runs):
+        stages[run.name] = stages[run.after] + 1
+        for seed in config.study.seeds:
+            after = f"{run.after}-seed{seed}" if run.after else ""
+            for size in run.train_sizes or (0,):
+                size_name = f"-{size}" if size else ""
+                plan.append(
+                    Planned(
+                        key=f"{run.name}{size_name}-seed{seed}",
+                        run=run,
+                        seed=seed,
+                        train_size=size,
+                        config=_run_config(config, number, seed, size, workdir, after),
+                        after=after,
+                        stage=stages[run.name],
+                        trains=_trained(config, run),
+                        scores=run.scores or scored_tasks(config),
+                    )
+                )
+    return plan
+
+
+def _trained(config: RunConfig, run: StudyRun) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*(run.tasks or (study_task(config),)), *run.replay]))
+
+
+def _check_names(config: RunConfig) -> None:
+    if config.data.prepared:
+        raise InputError(
+            "config.data.prepared: a study makes a data set for each of its runs; leave it empty"
+        )
+    if not config.data.tasks:
+        raise InputError("config.data.tasks: no task is given")
+    if not config.study.runs:
+        raise InputError("config.study.runs: no run is given")
+    study: StudyConfig = config.study
+    names = [task.name for task in config.data.tasks]
+    lists: list[tuple[str, Sequence[str], Sequence[str]]] = [
+        ("config.study.task", [study_task(config)], names),
+        ("config.study.probes", study.probes, names),
+    ]
+    scored = scored_tasks(config)
+    for run in study.runs:
+        where = f"config.study.runs: {run.name}"
+        lists.append((f"{where}.tasks", run.tasks, names))
+        lists.append((f"{where}.replay", run.replay, names))
+        lists.append((f"{where}.scores", run.scores, scored))
+    for where, given, known in lists:
+        for name in given:
+            if name not in known:
+                raise InputError(f"{where}: no task {name!r}; there are {', '.join(known)}")
+
+
+def _run_config(
+    config: RunConfig, number: int, seed: int, size: int, workdir: Path, after: str
+) -> RunConfig:
+    run = config.study.runs[number]
+    tree = dataclasses.asdict(config)
+    tree["study"] = dataclasses.asdict(StudyConfig())
+    tree["train"]["seed"] = seed
+    if after:
+        tree["model"]["path"] = str(run_folder(workdir, after).resolve())
+    if not run.replay:
+        tree["data"]["mixture"]["replay_share"] = 0.0
+    trained = _trained(config, run)
+    for task in tree["data"]["tasks"]:
+        task["replay"] = task["name"] in run.replay
+        if task["name"] not in trained:
+            # It stays in the data set, so that what is trained holds nothing of its test split.
+            task["weight"] = 0.0
+            task |= {"validation_fraction": 0.0, "validation_size": 0}
+            task |= {"validation_source": "", "validation_split": ""}
+        if size and task["name"] == study_task(config):
+            task["train_size"] = size
+    where = f"config.study.runs[{number}].config"
+    for name, value in run.config.items():
+        _set_field(tree, name, value, where)
+    try:
+        return build_run_config(tree)
+    except InputError as error:
+        raise InputError(f"config.study.runs: {run.name}: {error}") from error
+
+
+def _set_field(tree: dict[str, Any], name: str, value: Any, where: str) -> None:
+    """Sets a field by its dotted name. Raises InputError, with `where`, if there is none."""
+    if name in _OWN or name.partition(".")[0] in _OWN:
+        raise InputError(f"{where}: {name} is the study's to set, not a run's")
+    try:
+        field_type(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    place: Any = tree
+    *way, last = [int(part) if part.isdigit() else part for part in re.findall(r"\w+", name)]
+    try:
+        for part in way:
+            place = place[part]
+        place[last] = copy.deepcopy(dict(value) if isinstance(value, Mapping) else value)
+    except IndexError:
+        raise InputError(f"{where}: {name}: there is no such entry, counted from 0") from None

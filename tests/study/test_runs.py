@@ -1,0 +1,277 @@
+"""A whole study on a tiny model: its files, that it goes on where it stopped, and its numbers."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny_study import study_tree, write_files
+
+from ift_jax.checkpoint import Checkpoints
+from ift_jax.config import build_run_config
+from ift_jax.errors import InputError
+from ift_jax.evaluation.comparison import compare
+from ift_jax.evaluation.metrics import score
+from ift_jax.evaluation.predictions import read_lines
+from ift_jax.language_model import load_pretrained
+from ift_jax.report.inputs import read_runs
+from ift_jax.study import runs
+from ift_jax.study.runs import study
+
+PARTS = [
+    "baselines", "base-0-shots", "base-2-shots", "first-seed0", "single-seed0",
+    "single-seed0-at-0.5", "replay-seed0", "curve-4-seed0", "curve-10-seed0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama, files, tmp_path_factory):
+    """A study that was not disturbed, and what it returned."""
+    workdir = tmp_path_factory.mktemp("study") / "W"
+    return workdir, study(build_run_config(study_tree(tiny_llama, files)), workdir)
+
+
+def without_times(results):
+    costs = [{k: v for k, v in cost.items() if not k.endswith("_s")} for cost in results["costs"]]
+    return {**results, "costs": costs}
+
+
+def test_every_part_leaves_its_files(finished):
+    workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert sorted(p.name for p in (workdir / "runs").iterdir()) == sorted(PARTS)
+    for part in PARTS:
+        assert (workdir / "runs" / part / "results.json").exists()
+        assert (workdir / "runs" / part / "predictions.jsonl").exists() == (part != "baselines")
+    for name in ("config.json", "metrics.jsonl", "data/card.json"):
+        assert (workdir / "runs" / "replay-seed0" / name).exists()
+    assert [cost["steps"] for cost in results["costs"]] == [40, 4, 4, 2, 2]
+    assert all(cost["tokens"] > 0 and cost["training_s"] > 0 for cost in results["costs"])
+
+
+def test_the_report_reads_it(finished):
+    workdir, results = finished
+    whole, *shown = read_runs([workdir])
+    assert whole.is_study
+    assert [run.name.split("-")[0] for run in shown] == [
+        "first", "single", "replay", "curve", "curve",
+    ]  # fmt: skip
+    assert whole.rows == json.loads(json.dumps(results["rows"]))
+
+
+def test_rows_say_which_run_they_are_of(finished):
+    _, results = finished
+    whole = [r for r in results["rows"] if not r.keys() & {"template", "class"}]
+    kinds = {
+        (r["model"], r["shots"], r.get("seed"), r.get("stage"), r.get("train_size"),
+         r.get("interpolation"))
+        for r in whole if r["metric"] == "accuracy" and r["task"] == "rating"
+    }  # fmt: skip
+    assert kinds == {
+        ("majority", 0, None, None, None, None), ("random", 0, None, None, None, None),
+        ("base", 0, None, 0, None, None), ("base", 2, None, 0, None, None),
+        ("first", 0, 0, 1, None, None), ("single", 0, 0, 2, None, None),
+        ("replay", 0, 0, 2, None, None),
+        *(("single", 0, 0, 2, None, share) for share in (0.0, 0.5, 1.0)),
+        ("curve", 0, 0, 1, 4, None), ("curve", 0, 0, 1, 10, None),
+    }  # fmt: skip
+
+
+def test_the_matrix_is_what_the_predictions_give(finished):
+    workdir, results = finished
+    matrix = next(m for m in results["matrices"] if m["model"] == "single")
+    assert matrix["stages"] == ["base", "first", "single"]
+    assert matrix["tasks"] == ["rating", "topic"]
+    parts = ["base-0-shots", "first-seed0", "single-seed0"]
+    for i, part in enumerate(parts):
+        lines = read_lines(workdir / "runs" / part / "predictions.jsonl")
+        for j, task in enumerate(matrix["tasks"]):
+            predictions = [line.prediction for line in lines if line.task == task]
+            right = [p.ranked == p.answer for p in predictions]
+            assert matrix["values"][i][j] == pytest.approx(np.mean(right))
+            assert matrix["values"][i][j] == score("accuracy", [predictions]).value
+    # The topic was learned, so that it counts, and there is something to forget.
+    assert results["retained"] == ["topic"]
+    column = [row[1] for row in matrix["values"]]
+    assert column[1] > column[0] + 0.2
+    assert matrix["forgetting"][1] == pytest.approx(max(column[:2]) - column[2])
+    assert matrix["backward_transfer"]["value"] == pytest.approx(column[2] - column[1])
+    assert matrix["mean_change"]["value"] == pytest.approx(column[2] - column[1])
+
+
+def test_changes_are_paired_and_from_what_a_run_went_on_from(finished):
+    workdir, results = finished
+    asked = ("replay", "topic", "accuracy")
+    [row] = [r for r in results["changes"] if (r["model"], r["task"], r["metric"]) == asked]
+    paths = [workdir / "runs" / f"{p}-seed0" / "predictions.jsonl" for p in ("first", "replay")]
+    [expected] = [r for r in compare(*paths)
+                  if (r["task"], r["metric"]) == ("topic", "accuracy")]  # fmt: skip
+    assert (row["before"], row["after"]) == ("first", "replay")
+    assert [row[k] for k in ("low", "high", "p")] == [expected[k] for k in ("low", "high", "p")]
+    assert row["value"] == expected["difference"]
+    assert {r["before"] for r in results["changes"] if r["model"] == "first"} == {"base"}
+    assert not [r for r in results["changes"] if r["model"].startswith("curve")]
+
+
+def test_a_run_goes_on_from_the_model_that_the_other_made(finished, tiny_llama):
+    """One is what it starts from, the other what `between` mixes in: shares add up."""
+    workdir, _ = finished
+    first, single = (load_pretrained(workdir / "runs" / f"{name}-seed0").params
+                     for name in ("first", "single"))  # fmt: skip
+    base = load_pretrained(tiny_llama).params
+
+    def distance(a, b):
+        return float(np.abs(np.asarray(a["embedding"]) - np.asarray(b["embedding"])).max())
+
+    assert distance(first, single) > 0
+    assert distance(base, single) > distance(base, first)
+
+
+def test_what_a_finished_run_leaves_is_its_model_alone(finished):
+    workdir, _ = finished
+    for part in ("first-seed0", "single-seed0", "curve-4-seed0"):
+        [step] = [p for p in (workdir / "runs" / part / "checkpoints").iterdir() if p.is_dir()]
+        kept = {p.name for p in step.iterdir()}
+        assert "params" in kept
+        assert "optimizer" not in kept
+
+
+def test_a_study_that_is_stopped_goes_on_to_the_same_results(
+    finished, tiny_llama, files, tmp_path, monkeypatch
+):
+    _, results = finished
+    config = build_run_config(study_tree(tiny_llama, files))
+    workdir = tmp_path / "W"
+    save, tune, made = Checkpoints.save, runs.tune, []
+
+    def stopped(self, state, score):
+        save(self, state, score)
+        if "single" in str(self.folder) and int(state.step) == 2:
+            raise KeyboardInterrupt
+
+    def counted(config, folder, *more):
+        made.append(folder.name)
+        return tune(config, folder, *more)
+
+    monkeypatch.setattr(runs, "tune", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            study(config, workdir)
+    assert not (workdir / "results.json").exists()
+    assert not (workdir / "runs" / "single-seed0" / "results.json").exists()
+    made.clear()
+    again = study(config, workdir)
+    assert made == ["single-seed0", "replay-seed0", "curve-4-seed0", "curve-10-seed0"]
+    steps = (workdir / "runs" / "single-seed0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps if "learning_rate" in line] == [1, 2, 3, 4]
+    assert without_times(again) == without_times(results)
+
+
+def test_a_finished_study_shows_its_results_and_computes_nothing(
+    finished, tiny_llama, files, monkeypatch, capsys
+):
+    workdir, results = finished
+    monkeypatch.setattr(runs, "load_base", lambda *_: pytest.fail("loaded a model"))
+    assert study(build_run_config(study_tree(tiny_llama, files)), workdir) == results
+    shown = capsys.readouterr().out
+    for question in ("Does prompting help?", "How many examples suffice?", "What was forgotten?",
+                     "What helped against it?"):  # fmt: skip
+        assert f"\n{question}\n" in shown
+    assert "curve of 10, 0 shots" in shown
+
+
+def test_a_changed_config_is_refused_with_the_field(finished, tiny_llama, files):
+    workdir, _ = finished
+    tree = study_tree(tiny_llama, files)
+
+    def refused(tree):
+        with pytest.raises(InputError) as caught:
+            study(build_run_config(tree), workdir)
+        return str(caught.value)
+
+    assert "config.train.batch_size is 8 there and 16 here" in refused(
+        {**tree, "train": {**tree["train"], "batch_size": 16}}
+    )
+    changed = [dict(run) for run in tree["study"]["runs"]]
+    changed[2]["config"] = {"data.mixture.replay_share": 0.2}
+    said = refused({**tree, "study": {"runs": changed}})
+    assert "replay-seed0: holds a run with another config; config.data.mixture.replay_share" in said
+    assert "is 0.3 there and 0.2 here" in said
+    changed = [dict(run) for run in tree["study"]["runs"]]
+    changed[3]["scores"] = []
+    said = refused({**tree, "study": {"runs": changed}})
+    assert "curve-4-seed0: was scored on rating, not on what config.study.runs: curve.sc" in said
+    (workdir / "checkpoints").mkdir()
+    said = refused(tree)
+    (workdir / "checkpoints").rmdir()
+    assert "is a workdir of `ift train`" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("study", "runs", 3, "train_sizes"), [4, 1000],
+         "config.study.runs: curve: config.data.tasks: rating.train_size is 1000, but the split"),
+        (("study", "runs", 2, "config"), {},
+         "config.study.runs: replay: config.data.mixture.replay_share and a task with replay"),
+        (("study", "runs", 1, "config"), {"data.tasks[0].test_fraction": 0.1},
+         "config.study.runs: single: it would train on text of the test split of rating"),
+        (("data", "tasks", 0, "metrics"), ["perplexity"],
+         "config.data.tasks: rating.metrics: a study compares by the first, of which more must"),
+        (("evaluation", "shots"), [0, 900], "900 shots asked for, the training split has"),
+        (("data", "prepared"), "set", "config.data.prepared: a study makes a data set for each"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_refused_at_once(tiny_llama, files, tmp_path, path, value, says):
+    tree = study_tree(tiny_llama, files)
+    place = tree
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    with pytest.raises(InputError) as caught:
+        study(build_run_config(tree), tmp_path / "W")
+    assert says in str(caught.value)
+    assert not (tmp_path / "W" / "runs").exists()
+
+
+def test_a_study_can_be_given_more(finished, tiny_llama, files, tmp_path, monkeypatch):
+    """A further run and a further seed are made; what was finished is not made again."""
+    tree = study_tree(tiny_llama, files)
+    first = {"name": "a", "tasks": ["topic"], "config": {"train.num_steps": 2}}
+    made, tune = [], runs.tune
+
+    def counted(config, folder, *more):
+        made.append(folder.name)
+        return tune(config, folder, *more)
+
+    monkeypatch.setattr(runs, "tune", counted)
+    tree["study"] = {"runs": [first], "keep_models": False}
+    study(build_run_config(tree), tmp_path / "W")
+    tree["study"] = {"runs": [first], "seeds": [0, 1]}
+    results = study(build_run_config(tree), tmp_path / "W")
+    assert made == ["a-seed0", "a-seed1"]
+    rows = [r for r in results["rows"] if (r["model"], r["task"], r["metric"]) == (
+        "a", "topic", "accuracy") and not r.keys() & {"template", "class"}]  # fmt: skip
+    assert [row["seed"] for row in rows] == [0, 1]
+    [matrix] = results["matrices"]
+    assert matrix["values"][1][1] == pytest.approx(np.mean([row["value"] for row in rows]))
+    assert not (tmp_path / "W" / "runs" / "a-seed0" / "checkpoints").exists()
+    assert (tmp_path / "W" / "runs" / "a-seed1" / "checkpoints").exists()
+
+
+def test_configs_of_runs_are_those_of_their_workdirs(finished, tiny_llama, files):
+    workdir, _ = finished
+    from ift_jax.config import read_run_config
+    from ift_jax.study.plan import make_plan
+
+    for planned in make_plan(build_run_config(study_tree(tiny_llama, files)), workdir):
+        stored = read_run_config(workdir / "runs" / planned.key)
+        assert dataclasses.replace(stored, model=planned.config.model) == planned.config
