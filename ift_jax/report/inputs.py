@@ -45,6 +45,9 @@ Beside its rows a study's results.json may have (RESULTS):
                model before tuning did not beat the majority baseline
     drift?     DRIFT each: a cheap early sign of forgetting, such as the distance of the weights
                from the base or the KL divergence on neutral text, with its unit in `measure`
+    probes?    PROBE each: which probes count for the model that the target is tuned from, and why
+    costs?     COST each: what a run took; seconds of its steps, compilation included
+    findings?  FINDING each: what the numbers say, in sentences
 """
 
 import json
@@ -72,10 +75,17 @@ CHANGE = {
     "count?": int, "p?": float, "counted?": bool, "seed?": int,
 }  # fmt: skip
 DRIFT = {"model": str, "measure": str, "value": float, "seed?": int}
+PROBE = {"task": str, "metric": str, "before": str, "counted": bool, "why": str}
+COST = {
+    "model": str, "seed": int, "train_size?": int, "steps": int, "tokens": int,
+    "trained_tokens": int, "training_s": float, "scoring_s": float,
+}  # fmt: skip
+FINDING = {"question": str, "answer": str}
 RESULTS = {
     "rows": [ROW], "chosen?": {"step": int, "by": str, "value?": float},
     "target?": str, "retained?": [str], "runs?": [str],
-    "matrices?": [MATRIX], "changes?": [CHANGE], "drift?": [DRIFT],
+    "matrices?": [MATRIX], "changes?": [CHANGE], "drift?": [DRIFT], "probes?": [PROBE],
+    "costs?": [COST], "findings?": [FINDING],
 }  # fmt: skip
 METRICS = {"step": int, str: float}
 SAMPLE = {

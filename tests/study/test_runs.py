@@ -63,7 +63,8 @@ def test_the_report_reads_it(finished):
     assert [run.name.split("-")[0] for run in shown] == [
         "first", "single", "replay", "curve", "curve",
     ]  # fmt: skip
-    assert whole.rows == json.loads(json.dumps(results["rows"]))
+    assert whole.results == json.loads(json.dumps(results))
+    assert {"probes", "costs", "findings", "changes", "matrices"} <= results.keys()
 
 
 def test_rows_say_which_run_they_are_of(finished):
