@@ -17,6 +17,7 @@ VERBS = {
     "study": "compares prompting, tunings and remedies against forgetting, from one config",
     "generate": "generates from a prompt or a file of prompts, or chats",
     "export": "writes a folder that transformers loads as it is",
+    "report": "writes one self-contained page about runs or a study",
 }
 
 _PARSER_MESSAGES = {

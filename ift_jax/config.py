@@ -180,7 +180,7 @@ def to_json(config: RunConfig) -> str:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """The fields in which two configs differ, with both values."""
-    flat_old, flat_new = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    flat_old, flat_new = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
     return [
         f"{name} is {flat_old.get(name)!r} there and {flat_new.get(name)!r} here"
         for name in sorted(flat_old | flat_new)
@@ -188,14 +188,20 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
-def _flat(value: Any, path: str = "config") -> dict[str, Any]:
+def flat(value: Any, path: str = "config") -> dict[str, Any]:
+    """A config's fields by their names on the command line.
+
+    Example:
+        >>> flat({"train": {"seed": 3}})
+        {'config.train.seed': 3}
+    """
     if isinstance(value, Mapping):
         items: Any = value.items()
     elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
         items = enumerate(value)
     else:
         return {path: value}
-    return {k: v for name, child in items for k, v in _flat(child, f"{path}.{name}").items()}
+    return {k: v for name, child in items for k, v in flat(child, f"{path}.{name}").items()}
 
 
 def _closest(name: str, known: typing.Iterable[str]) -> str:

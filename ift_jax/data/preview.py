@@ -1,11 +1,16 @@
-"""The card and training examples as text for a terminal."""
+"""The card and training examples as text for a terminal, and the latter as a file for a report."""
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ift_jax.data.chat import Encoded
+from ift_jax.data.files import replace_text
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.pipeline import DataSet
+
+EXAMPLES_A_TASK = 2  # in the file of a run
 
 _REMOVED = {
     "near_duplicates": "near-duplicates",
@@ -75,14 +80,44 @@ def preview(data: DataSet, count: int, *, tokens: bool, colour: bool) -> Iterato
         yield f"{head}\n{body}"
 
 
+def write_preview(data: DataSet, path: Path) -> None:
+    """Writes a few training examples of each task, a line each, token by token.
+
+        {"task", "template", "origin", "tokens": [{"text", "trained"}, ...]}
+
+    The texts of an example's tokens, one behind the other, are the text that was tokenized. A
+    character that takes several tokens stands with the first of them.
+    """
+    lines = []
+    for task in data.tasks:
+        examples = task.splits["train"][:EXAMPLES_A_TASK]
+        for example, one in zip(examples, encode_examples(data.chat, examples), strict=True):
+            line = {
+                "task": task.config.name,
+                "template": example.template,
+                "origin": example.origin,
+                "tokens": [{"text": text, "trained": trained} for text, trained in _pieces(one)],
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    replace_text(path, "".join(lines))
+
+
+def _pieces(one: Encoded) -> Iterator[tuple[str, bool]]:
+    """Each token's part of the text, and whether it is trained; joined, the parts are the text."""
+    at, last = 0, len(one.ids) - 1
+    for number, (_, end) in enumerate(one.spans.tolist()):
+        end = len(one.text) if number == last else max(at, end)
+        yield one.text[at:end], bool(one.trained[number])
+        at = end
+
+
 def _marked(one: Encoded) -> str:
-    pieces, inside, at = [], False, 0
-    for (_, end), trained in zip(one.spans.tolist(), one.trained.tolist(), strict=True):
+    pieces, inside = [], False
+    for text, trained in _pieces(one):
         if trained != inside:
             pieces.append("⟦" if trained else "⟧")
             inside = trained
-        pieces.append(one.text[at:end])
-        at = max(at, end)
+        pieces.append(text)
     return "".join(pieces) + ("⟧" if inside else "")
 
 

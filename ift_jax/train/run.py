@@ -14,10 +14,12 @@ from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
 from ift_jax.data.files import replace_text
 from ift_jax.data.prepared import load_data
+from ift_jax.data.preview import write_preview
 from ift_jax.errors import InputError
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.report.page import write_report
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
 from ift_jax.train.loop import fit
@@ -46,6 +48,8 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     if results.exists():
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
         print(results_table(rows))
+        if not (workdir / "report.html").exists():  # stopped between the two files
+            _report(workdir)
         return rows
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -54,6 +58,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     written = {"rows": rows, "chosen": tuned.chosen.to_json()}
     replace_text(results, json.dumps(written, indent=2) + "\n")
     print(results_table(rows))
+    _report(workdir)
     return rows
 
 
@@ -85,9 +90,17 @@ def tune(
     # Only now, so that a run that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
     pipeline.write_card(data, workdir / "data")
+    write_preview(data, workdir / "data" / "preview.jsonl")
     # Consumes the base model's parameters.
     params, chosen = fit(config, workdir, mesh, base, data, plan)
     return Tuned(base.with_params(params), data, chosen)
+
+
+def _report(workdir: Path) -> None:
+    """Writes report.html, and says what a reader of it should know."""
+    report = write_report([workdir], workdir / "report.html")
+    for note in (*report.notes, f"report: {report.page}"):
+        print(note, file=sys.stderr)
 
 
 def with_full_path(config: RunConfig) -> RunConfig:

@@ -23,7 +23,7 @@ def place(tmp_path, tiny_llama):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("fly", "no command 'fly'; there are data, train, evaluate, study, generate, export"),
+        ("fly", "no command 'fly'; there are data, train, evaluate, study, generate, export, rep"),
         ("data", f"--config is missing; name a file or one of {CONFIGS}"),
         ("data --config", f"--config is missing; name a file or one of {CONFIGS}"),
         ("data --config.train.num_steps=3", "--config is missing"),
@@ -39,6 +39,10 @@ def place(tmp_path, tiny_llama):
         ("export --output=o", "--workdir is missing"),
         ("export --workdir=w", "--output is missing"),
         ("export --workdir=w --output=o", "w: is no training workdir"),
+        ("report --output=o", "--workdirs: is missing; name one or more folders"),
+        ("report --workdirs=w", "--output is missing"),
+        ("report --workdirs=w --output=no/o.html", "no/o.html: cannot be written"),
+        ("report --workdirs=w --output=o", "w: is no workdir, there is no config.json in it"),
         ("data --config=tiny.py --previw=3", "--previw: ift data has no such flag; did you mean"),
         ("data --config=tiny.py --zzz", "--zzz: ift data has no such flag; `ift data --help` li"),
         ("data --config=tiny.py --preview=x", "--preview=x: expected a whole number, got 'x'"),

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from workplace import Workplace, review
 
-VERBS = ["data", "train", "evaluate", "study", "generate", "export"]
+VERBS = ["data", "train", "evaluate", "study", "generate", "export", "report"]
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_without_a_verb_the_verbs_are_listed(place, arguments):
         ("evaluate", ["config", "model", "split", "shots", "name", "output", "predictions"]),
         ("generate", ["model", "prompt", "prompts", "output", "max_new_tokens", "temperature"]),
         ("export", ["workdir", "output", "step", "dtype"]),
+        ("report", ["workdirs", "output", "figures"]),
     ],
 )
 def test_help_lists_the_flags_of_a_verb_with_their_meaning(place, verb, names):
@@ -207,8 +208,10 @@ def test_train_evaluate_generate_and_export_work_together(place):
     assert "Traceback" not in trained.stderr
     run = place.path / "run"
     for name in ("config.json", "data/card.json", "data/rejected.jsonl", "metrics.jsonl",
-                 "tensorboard", "checkpoints/2", "results.json"):  # fmt: skip
+                 "data/preview.jsonl", "tensorboard", "checkpoints/2", "results.json",
+                 "report.html"):  # fmt: skip
         assert (run / name).exists(), name
+    assert trained.stderr.splitlines()[-1] == "report: run/report.html"
     rows = json.loads((run / "results.json").read_text())["rows"]
     assert {(r["model"], r["shots"]) for r in rows} >= {("base", 0), ("base", 1), ("tuned", 0)}
     assert all(

@@ -1,5 +1,6 @@
 """The preview shows whole examples with exactly the trained tokens in brackets."""
 
+import json
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from test_pipeline import Folder, reviews
 
 from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
-from ift_jax.data.preview import card_text, preview
+from ift_jax.data.preview import card_text, preview, write_preview
 
 WHOLE = {"validation_fraction": 0.0, "test_fraction": 0.0}
 
@@ -52,6 +53,25 @@ def test_a_token_across_the_boundary_is_shown_whole_as_trained(folder):
     data = folder.build([{"text": "a", "stars": 3, "title": ""}], task=WHOLE)
     [shown] = preview(data, 1, tokens=False, colour=False)
     assert shown.endswith("Answer⟦:3</s>⟧")
+
+
+def test_a_file_of_previews_holds_the_text_token_by_token(folder, tmp_path):
+    records = [{"text": f"漢字 👩‍👩‍👧 {n}", "stars": 2, "title": "Ünïcode"} for n in range(3)]
+    data = folder.build(records, task=WHOLE)
+    write_preview(data, tmp_path / "preview.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "preview.jsonl").read_text().splitlines()]
+    assert len(lines) == 2  # a few of each task
+    examples = data.examples("train")
+    for line, example, number in zip(lines, examples, range(2), strict=False):
+        [one] = data.chat.encode([(example.messages, example.completion)])
+        ids, trained = data.tokens("train").get(number)
+        assert len(line["tokens"]) == len(ids)
+        assert [token["trained"] for token in line["tokens"]] == trained.tolist()
+        assert "".join(token["text"] for token in line["tokens"]) == one.text
+        said = "".join(token["text"] for token in line["tokens"] if token["trained"])
+        assert said == f"{example.completion}<|im_end|>"
+        assert (line["task"], line["template"]) == ("rating", example.template)
+        assert line["origin"] == example.origin
 
 
 def test_token_by_token_shows_numbers_ids_and_names(folder):

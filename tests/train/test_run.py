@@ -15,6 +15,7 @@ from tiny_run import run_tree
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.language_model import load_pretrained
+from ift_jax.report.table import score_text
 from ift_jax.train.run import train
 
 
@@ -41,6 +42,24 @@ def test_a_run_writes_its_workdir(finished):
     first = next(line for line in lines if line["step"] == 1)
     assert {"loss", "token_accuracy", "tokens", "learning_rate"} <= set(first)
     assert [line["step"] for line in lines if "validation_loss" in line] == [0, 3, 6]
+
+
+def test_a_run_leaves_a_report_of_itself(finished):
+    workdir, rows = finished
+    html = (workdir / "report.html").read_text()
+    assert "rating: 15 test items" in html
+    tuned = next(r for r in rows if r["model"] == "tuned")
+    assert html.count(f">{score_text(tuned)}<") >= 1
+    assert "<svg" in html  # matplotlib is one of the tests' packages
+    previews = (workdir / "data" / "preview.jsonl").read_text().splitlines()
+    assert len(previews) == 2
+
+
+def test_a_report_that_is_missing_is_made_when_the_run_is_started_again(finished, tiny_llama):
+    workdir, _ = finished
+    (workdir / "report.html").unlink()
+    train(build_run_config(run_tree(tiny_llama)), workdir)
+    assert (workdir / "report.html").exists()
 
 
 def test_tensorboard_shows_the_same_numbers(finished):
