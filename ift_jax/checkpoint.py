@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from ift_jax.errors import InputError
 from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
+from ift_jax.sharding import param_shardings
 from ift_jax.train.step import TrainState
 
 _FOLDER = "checkpoints"
@@ -37,15 +39,22 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, state: TrainState, score: float | None) -> None:
-        """Writes the state, then removes what is neither the latest nor the best."""
+    def save(self, state: TrainState, score: float | None, frozen: Any = None) -> None:
+        """Writes the state, then removes what is neither the latest nor the best.
+
+        Args:
+            frozen: arrays that an adapter drew at its start and never trains, if it has any.
+                They are stored rather than drawn again: another release may draw differently.
+        """
         step = int(state.step)
+        beside = {"frozen": ocp.args.PyTreeSave(frozen)} if frozen else {}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.PyTreeSave(state.params),
                 optimizer=ocp.args.PyTreeSave(state.opt_state),
                 position=ocp.args.JsonSave(Position(step, score)._asdict()),
+                **beside,
             ),
         )
         keep = {step, self.best()}
@@ -100,6 +109,10 @@ class Checkpoints:
         """Only the parameters of a step, placed as `like`."""
         return self._restore(step, params=_restore_args(like)).params
 
+    def restore_frozen(self, step: int, like: Any) -> Any:
+        """The adapter's arrays that are not trained, placed as `like`."""
+        return self._restore(step, frozen=_restore_args(like)).frozen
+
     def _restore(self, step: int, **args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -135,6 +148,20 @@ def _restore_args(like: Any) -> Any:
     )
 
 
+def _placed_shapes(adapter: Adapter, mesh: Mesh | None) -> Any:
+    """The adapter's branches as abstract arrays that know where they will lie."""
+    shapes = adapter.shapes()
+    alone = SingleDeviceSharding(jax.devices()[0])
+    placed = (
+        jax.tree.map(lambda _: alone, shapes)
+        if mesh is None
+        else param_shardings(mesh, adapter.axes(), shapes)
+    )
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed
+    )
+
+
 def load_workdir(
     workdir: Path,
     *,
@@ -143,7 +170,7 @@ def load_workdir(
     param_dtype: str = "float32",
     mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """The model that a run made: the base model's structure and tokenizer, tuned parameters.
+    """The model that a run made: the base model with tuned parameters, or with its adapter.
 
     Args:
         which: "best", "latest" or a step's number.
@@ -155,6 +182,13 @@ def load_workdir(
     try:
         step = checkpoints.choose(which)
         base = load_pretrained(run.model.path, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
-        return base.with_params(checkpoints.restore_params(step, base.params))
+        if run.peft.method == "none":
+            return base.with_params(checkpoints.restore_params(step, base.params))
+        adapter = base.adapter_for(run.peft)
+        like = _placed_shapes(adapter, mesh)
+        arrays = {TRAINED: checkpoints.restore_params(step, like[TRAINED])}
+        if FROZEN in like:
+            arrays[FROZEN] = checkpoints.restore_frozen(step, like[FROZEN])
+        return base.with_adapter(adapter, arrays)
     finally:
         checkpoints.close()

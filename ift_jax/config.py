@@ -19,6 +19,7 @@ from ift_jax.evaluation.metrics import check_metrics
 from ift_jax.evaluation.tasks import EvaluationConfig
 from ift_jax.hf.folder import read_json
 from ift_jax.language_model import ModelConfig
+from ift_jax.peft.config import PeftConfig
 from ift_jax.sharding import MeshConfig
 from ift_jax.study.config import StudyConfig
 from ift_jax.train.optimizer import OptimizerConfig
@@ -98,6 +99,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     study: StudyConfig = field(default_factory=StudyConfig)

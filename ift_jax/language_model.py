@@ -18,6 +18,9 @@ from ift_jax.errors import InputError
 from ift_jax.hf import families, folder, gguf, weights
 from ift_jax.models import decoder
 from ift_jax.models.decoder import Compute, Params, Structure
+from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
+from ift_jax.peft.config import PeftConfig
+from ift_jax.peft.sites import linear_sites, selected
 from ift_jax.sharding import param_shardings
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -164,8 +167,59 @@ class LanguageModel:
         listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
         return tuple(sorted({*listed, self.chat.end_of_turn_id}))
 
+    def adapt(
+        self, config: PeftConfig, *, seed: int = 0, mesh: Mesh | None = None
+    ) -> "LanguageModel":
+        """The same weights, frozen, with a fresh adapter beside them; itself for "none".
+
+        Args:
+            seed: of the adapter's random start.
+            mesh: places the adapter's arrays; default: one device.
+
+        Raises:
+            InputError: if the config names what the model does not have, or the model has an
+                adapter already.
+        """
+        if config.method == "none":
+            return self
+        if self.structure.adapter is not None:
+            raise InputError("the model has an adapter already; `merged()` works it in")
+        adapter = self.adapter_for(config)
+        arrays = adapter.init(self.params, seed)
+        if mesh is not None:
+            arrays = jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
+        return self.with_adapter(adapter, arrays)
+
+    def adapter_for(self, config: PeftConfig) -> Adapter:
+        """The static half of an adapter for this model. Raises InputError as `adapt`."""
+        c = self.structure.config
+        rows = families.weight_rows(families.family_of(self.hf_config, "config.json"), c)
+        shapes = {k: v.shape for k, v in weights.flat_paths(decoder.param_shapes(c)).items()}
+        axes = weights.flat_paths(decoder.param_axes(c), lambda x: isinstance(x, tuple))
+        return Adapter(config, selected(linear_sites(rows, shapes, axes), config), c.num_layers)
+
+    def with_adapter(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
+        """The model with an adapter's arrays, as `Adapter.init` gives them, beside its weights."""
+        structure = self.structure._replace(adapter=adapter)
+        return dataclasses.replace(self, structure=structure, params={**self.params, **arrays})
+
+    def without_adapter(self) -> "LanguageModel":
+        """The base model that an adapter stands beside; itself without one."""
+        return dataclasses.replace(
+            self,
+            structure=self.structure._replace(adapter=None),
+            params={k: v for k, v in self.params.items() if k not in (TRAINED, FROZEN)},
+        )
+
+    def merged(self) -> "LanguageModel":
+        """The model with its adapter worked into the weights; itself without one."""
+        adapter = self.structure.adapter
+        if adapter is None:
+            return self
+        return self.without_adapter().with_params(adapter.merged(self.params))
+
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:
-        """Writes a Hugging Face folder that transformers loads as it is.
+        """Writes a Hugging Face folder that transformers loads as it is, an adapter merged in.
 
         Args:
             dtype: of the saved weights; default is `stored_dtype`.
@@ -177,7 +231,7 @@ class LanguageModel:
         folder.write_folder(
             Path(path),
             {**self.hf_config, "architectures": [family.architecture]},
-            weights.write_tensors(rows, self.params, jnp.dtype(dtype)),
+            weights.write_tensors(rows, self.merged().params, jnp.dtype(dtype)),
             weights.tensor_shapes(rows, decoder.param_shapes(self.structure.config)),
             dtype=dtype,
             tokenizer=self.tokenizer,

@@ -87,14 +87,14 @@ def tensor_shapes(rows: tuple[Row, ...], shapes: Params) -> dict[str, tuple[int,
     return found
 
 
-def flat_paths(tree: Params) -> dict[str, Any]:
+def flat_paths(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Leaves by dotted path.
 
     Example:
         >>> flat_paths({"a": {"b": 1}, "c": 2})
         {'a.b': 1, 'c': 2}
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 

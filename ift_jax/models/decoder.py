@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ift_jax.models.layers import apply_rope, attend, packing_mask, rms_norm, rope_tables
+from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.sharding import constrain
 
 Params = dict[str, Any]
@@ -122,7 +123,13 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """All layers, stacked along a leading axis; `__call__` is one of them, inside the scan."""
+    """All layers, stacked along a leading axis; inside the scan it is one of them.
+
+    `adapter` and its arrays are put there by `Structure.merge`.
+    """
+
+    adapter: Adapter | None = None
+    adapter_arrays: Params
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         norm = ((c.num_layers, c.width), ("layers", "norm"), dtype)
@@ -132,12 +139,20 @@ class Layer(nnx.Module):
         self.mlp = Mlp(c, rngs, dtype)
         self.norm_epsilon = c.norm_epsilon
 
+    def project(self, path: str, x: Array, num_in: int = 1) -> Array:
+        """The linear map of one array: the last `num_in` axes of x with its first ones."""
+        group, name = path.split(".")
+        weight = getattr(getattr(self, group), name)[...].astype(x.dtype)
+        if self.adapter is None:
+            return jnp.tensordot(x, weight, num_in)
+        return self.adapter.linear(path, x, weight, num_in, self.adapter_arrays)
+
     def qkv(
         self, x: Float[Array, "B S D"], cos: Array, sin: Array
     ) -> tuple[Float[Array, "B S K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Rotated queries and keys, and values."""
         h = rms_norm(x, self.attention_norm[...], self.norm_epsilon)
-        qkv = jnp.einsum("bsd,dkgh->bskgh", h, self.attention.qkv[...].astype(x.dtype))
+        qkv = self.project("attention.qkv", h)
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
@@ -145,11 +160,11 @@ class Layer(nnx.Module):
         self, x: Float[Array, "B S D"], attended: Float[Array, "B S K G H"]
     ) -> Float[Array, "B S D"]:
         """Everything after attention."""
-        x = x + jnp.einsum("bskgh,kghd->bsd", attended, self.attention.out[...].astype(x.dtype))
+        x = x + self.project("attention.out", attended, 3)
         h = rms_norm(x, self.mlp_norm[...], self.norm_epsilon)
-        gate_up = jnp.einsum("bsd,dgf->bsgf", h, self.mlp.gate_up[...].astype(x.dtype))
+        gate_up = self.project("mlp.gate_up", h)
         h = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        return x + jnp.einsum("bsf,fd->bsd", h, self.mlp.down[...].astype(x.dtype))
+        return x + self.project("mlp.down", h)
 
 
 class Decoder(nnx.Module):
@@ -301,10 +316,22 @@ class Structure(NamedTuple):
     graph: nnx.GraphDef
     config: DecoderConfig
     compute: Compute
+    adapter: Adapter | None = None
 
-    def merge(self, params: Params) -> Decoder:
-        """The module over these parameters; cheap, meant for inside jitted functions."""
-        return nnx.merge(self.graph, params)
+    def merge(self, params: Params, key: Array | None = None) -> Decoder:
+        """The module over these parameters; cheap, meant for inside jitted functions.
+
+        Args:
+            params: the weights, with an adapter's arrays beside them (see
+                `ift_jax.peft.adapter`), which a structure without adapter leaves aside.
+            key: of dropout, in training only.
+        """
+        weights = {name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN)}
+        module = nnx.merge(self.graph, weights)
+        if self.adapter is not None:
+            module.layers.adapter = self.adapter
+            module.layers.adapter_arrays = nnx.data(self.adapter.layer_arrays(params, key))
+        return module
 
 
 def build(config: DecoderConfig, compute: Compute) -> Structure:

@@ -15,11 +15,11 @@ from ift_jax.config import RunConfig
 from ift_jax.data import pipeline
 from ift_jax.language_model import LanguageModel
 from ift_jax.metrics_log import MetricsLog
-from ift_jax.models import decoder
+from ift_jax.peft.adapter import FROZEN, combine, separate
 from ift_jax.sharding import place_batch
 from ift_jax.train.optimizer import make_optimizer, make_schedule
 from ift_jax.train.selection import Chosen, choose, is_over, oriented_score
-from ift_jax.train.step import StepMetrics, make_step, place_state
+from ift_jax.train.step import Constants, StepMetrics, make_step, place_state
 from ift_jax.train.validation import Plan, divided, pack_split, sample, validate
 
 
@@ -27,13 +27,14 @@ def fit(
     config: RunConfig,
     workdir: Path,
     mesh: Mesh,
-    base: LanguageModel,
+    model: LanguageModel,
     data: pipeline.DataSet,
     plan: Plan,
-) -> tuple[decoder.Params, Chosen]:
+) -> tuple[LanguageModel, Chosen]:
     """Trains from the last checkpoint, or from the start, to the last step or an early stop.
 
-    Consumes the base model's parameters. Returns those of the checkpoint that `plan` chose.
+    Consumes the arrays that are trained: all of the model's, or its adapter's. Returns the
+    model of the checkpoint that `plan` chose.
     """
     started = time.monotonic()
     settings = config.train
@@ -44,16 +45,20 @@ def fit(
         num_epochs=0 if settings.num_steps else settings.num_epochs,
     )
     num_steps = settings.num_steps or packed.batches.num_steps
-    optimizer = make_optimizer(config.optimizer, num_steps)
+    optimizer = make_optimizer(config.optimizer, num_steps, config.peft.b_lr_ratio)
     step_fn = jax.jit(
-        make_step(base.structure, optimizer, settings.micro_batches, packed.prefix),
+        make_step(model.structure, optimizer, settings.micro_batches, packed.prefix, settings.seed),
         donate_argnums=0,
     )
-    state = place_state(base.params, optimizer, mesh)
+    trained, base = separate(model.params)
+    state = place_state(trained, optimizer, mesh)
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest()
     if latest is not None:
         state = checkpoints.restore(latest, state)
+        if FROZEN in base:
+            base = {**base, FROZEN: checkpoints.restore_frozen(latest, base[FROZEN])}
+    constants = Constants(base)
     first = int(state.step)
     schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
@@ -63,14 +68,14 @@ def fit(
         file=sys.stderr,
     )
     if 0 not in log.steps:
-        _look(config, plan, base.with_params(state.params), 0, mesh, log)
+        _look(config, plan, model.with_params(combine(state.params, base)), 0, mesh, log)
     bar = progress_bar(first, num_steps)
     pending: tuple[int, StepMetrics] | None = None
     before = time.monotonic()
     steps = range(first, first if is_over(settings, checkpoints) else num_steps)
     for step, host_batch in zip(steps, packed.batches.from_step(first), strict=False):
         batch = place_batch(host_batch, mesh)
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fn(state, constants, batch)
         # Reading the step before last keeps the device busy while the host reads.
         before = _report(pending, log, bar, schedule, before)
         pending = (step + 1, metrics)
@@ -81,23 +86,23 @@ def fit(
         if validates or _due(settings.save_every, step + 1):
             _report(pending, log, bar, schedule, before)
             pending = None
-            model = base.with_params(state.params)
-            score = _look(config, plan, model, step + 1, mesh, log) if validates else None
-            del model
-            checkpoints.save(state, score)
+            tuned = model.with_params(combine(state.params, base))
+            score = _look(config, plan, tuned, step + 1, mesh, log) if validates else None
+            del tuned
+            checkpoints.save(state, score, base.get(FROZEN))
             if is_over(settings, checkpoints):
                 break
             before = time.monotonic()
     bar.close()
     log.close()
     chosen = choose(settings, checkpoints, num_steps)
-    params = state.params
+    trained = state.params
     del state
     if chosen.step != chosen.last_step:
-        params = checkpoints.restore_params(chosen.step, params)
+        trained = checkpoints.restore_params(chosen.step, trained)
     checkpoints.close()
     print(f"step {chosen.step} is taken: {chosen.why}", file=sys.stderr)
-    return params, chosen
+    return model.with_params(combine(trained, base)), chosen
 
 
 def _look(

@@ -50,16 +50,21 @@ def token_nll(
 
 
 def loss_sums(
-    structure: Structure, params: Params, batch: Batch, prefix: Int[Array, "T0"] | None = None
+    structure: Structure,
+    params: Params,
+    batch: Batch,
+    prefix: Int[Array, "T0"] | None = None,
+    key: Array | None = None,
 ) -> LossSums:
     """Cross-entropy of a batch's target positions.
 
-    `prefix` is what all examples begin with; see `Decoder.hidden_states`.
+    `prefix` is what all examples begin with; see `Decoder.hidden_states`. `key` is that of
+    dropout, in training only.
 
     Hidden states of target positions are gathered before the output projection, which runs
     in chunks of P whose logits are recomputed in the backward pass.
     """
-    module = structure.merge(params)
+    module = structure.merge(params, key)
     hidden = module.hidden_states(batch.tokens, batch.positions, batch.segment_ids, prefix)
     gathered = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
     rows, slots = batch.targets.shape

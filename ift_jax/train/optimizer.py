@@ -72,8 +72,14 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, the update rule, weight decay and the schedule."""
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, b_lr_ratio: float = 1.0
+) -> optax.GradientTransformation:
+    """Clipping, the update rule, weight decay and the schedule.
+
+    Args:
+        b_lr_ratio: how many times the learning rate LoRA's matrices B get (LoRA+).
+    """
     schedule = make_schedule(config, num_steps)
     rule = {
         "adamw": lambda: optax.adamw(
@@ -95,9 +101,18 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             optax.sgd(schedule, momentum=config.b1 or None),
         ),
     }[config.name]()
-    if not config.clip_norm:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    stages = [rule]
+    if config.clip_norm:
+        stages.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if b_lr_ratio != 1.0:
+        stages.append(optax.stateless(lambda updates, _: _faster_b(updates, b_lr_ratio)))
+    return optax.chain(*stages) if len(stages) > 1 else rule
+
+
+def _faster_b(updates: Any, ratio: float) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, u: u * ratio if path[-1] == jax.tree_util.DictKey("b") else u, updates
+    )
 
 
 def is_matrix(params: Any) -> Any:

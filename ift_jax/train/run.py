@@ -85,15 +85,16 @@ def tune(
     claim_workdir(stored, workdir)
     _check_batch(config, mesh)
     base = load_base(config, mesh)
-    data = load_data(config.data, base.chat, known)
-    plan = check_run(config, base, data)
+    model = base.adapt(config.peft, seed=config.train.seed, mesh=mesh)
+    del base
+    data = load_data(config.data, model.chat, known)
+    plan = check_run(config, model, data)
     # Only now, so that a run that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
     pipeline.write_card(data, workdir / "data")
     write_preview(data, workdir / "data" / "preview.jsonl")
-    # Consumes the base model's parameters.
-    params, chosen = fit(config, workdir, mesh, base, data, plan)
-    return Tuned(base.with_params(params), data, chosen)
+    tuned, chosen = fit(config, workdir, mesh, model, data, plan)
+    return Tuned(tuned, data, chosen)
 
 
 def _report(workdir: Path) -> None:
@@ -169,7 +170,10 @@ def final_scores(
     tuned: LanguageModel,
     data: pipeline.DataSet,
 ) -> list[Row]:
-    """Base model at each of evaluation.shots and tuned model at 0 shots, on the same test items."""
+    """Base model at each of evaluation.shots and tuned model at 0 shots, on the same test items.
+
+    The base is what an adapter stands beside, or is loaded once the tuned weights are gone.
+    """
 
     tasks = tuple(task for task in data.tasks if task.splits["test"])
     if not tasks:
@@ -184,8 +188,10 @@ def final_scores(
         )
 
     tuned_rows = scored(tuned, "tuned", (0,))
+    adapted = tuned.structure.adapter is not None
+    base = tuned.without_adapter() if adapted else None
     del tuned
-    base_rows = scored(load_base(config, mesh), "base", config.evaluation.shots)
+    base_rows = scored(base or load_base(config, mesh), "base", config.evaluation.shots)
     return baseline_rows(data, config.evaluation, split="test") + base_rows + tuned_rows
 
 

@@ -1,4 +1,4 @@
-"""The train step: a pure function of state and batch."""
+"""The train step: a pure function of state, constants and batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,15 +11,32 @@ from jaxtyping import Array, Float, Int
 
 from ift_jax.batch import Batch
 from ift_jax.models.decoder import Params, Structure
+from ift_jax.peft.adapter import combine
 from ift_jax.train.loss import LossSums, loss_sums
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step. `step` counts finished steps."""
+    """Everything that changes from step to step, and all that a checkpoint needs to hold.
+
+    Attributes:
+        step: finished steps.
+        params: what is trained: all weights, or the adapter's arrays.
+        opt_state: the optimizer's moments of `params`.
+    """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
+
+
+class Constants(NamedTuple):
+    """Arrays that the step reads, and neither changes nor donates.
+
+    Attributes:
+        base: the frozen weights beside which an adapter is trained; {} where all are trained.
+    """
+
+    base: Params
 
 
 class StepMetrics(NamedTuple):
@@ -57,23 +74,32 @@ def place_state(params: Params, optimizer: optax.GradientTransformation, mesh: M
 def gradient_sums(
     structure: Structure,
     params: Params,
+    constants: Constants,
     batch: Batch,
     micro_batches: int = 1,
     prefix: Int[Array, "T0"] | None = None,
+    key: Array | None = None,
 ) -> tuple[Params, LossSums]:
-    """The gradient of the summed loss, in float32, and the sums.
+    """The gradient of the summed loss with respect to `params`, in float32, and the sums.
 
     Rows are cut into `micro_batches` equal parts, one after the other; sums of gradients
     are added up, so k micro-batches give what one batch gives, to rounding.
+
+    Args:
+        params: what is trained; `constants.base` gets no gradient.
+        key: of dropout, folded with the number of the micro-batch.
     """
 
-    def loss(params: Params, batch: Batch) -> tuple[Array, LossSums]:
-        sums = loss_sums(structure, params, batch, prefix)
+    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, LossSums]:
+        sums = loss_sums(structure, combine(params, constants.base), batch, prefix, key)
         return sums.nll, sums
 
-    gradient = jax.grad(loss, has_aux=True)
+    def gradient(batch: Batch, number: Array | int) -> tuple[Params, LossSums]:
+        own = None if key is None else jax.random.fold_in(key, number)
+        return jax.grad(loss, has_aux=True)(params, batch, own)
+
     if micro_batches == 1:
-        return gradient(params, batch)
+        return gradient(batch, 0)
     rows = batch.tokens.shape[0]
     # Row i goes to part i % k: each device keeps its rows through all parts.
     parts = jax.tree.map(
@@ -81,14 +107,14 @@ def gradient_sums(
         batch,
     )
 
-    def body(total: tuple[Params, LossSums], part: Batch) -> tuple[tuple[Params, LossSums], None]:
-        gradients, sums = gradient(params, part)
+    def body(total: tuple[Params, LossSums], part: Any) -> tuple[tuple[Params, LossSums], None]:
+        gradients, sums = gradient(*part)
         added = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total[0], gradients)
         return (added, total[1] + sums), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     start = (zeros, LossSums(*(jnp.zeros(()),) * len(LossSums._fields)))
-    total, _ = jax.lax.scan(body, start, parts)
+    total, _ = jax.lax.scan(body, start, (parts, jnp.arange(micro_batches)))
     return total
 
 
@@ -97,14 +123,23 @@ def make_step(
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
     prefix: Int[Array, "T0"] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    seed: int = 0,
+) -> Callable[[TrainState, Constants, Batch], tuple[TrainState, StepMetrics]]:
     """The step for `jax.jit(..., donate_argnums=0)`; it works on abstract arrays too.
 
-    `prefix` is the run's shared beginning of all examples, a constant of the program.
+    Args:
+        prefix: the run's shared beginning of all examples, a constant of the program.
+        seed: with the step's number, decides what dropout drops; so the step stays pure, and a
+            resumed run drops what one that never stopped would have dropped.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        gradients, sums = gradient_sums(structure, state.params, batch, micro_batches, prefix)
+    def step(
+        state: TrainState, constants: Constants, batch: Batch
+    ) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradients, sums = gradient_sums(
+            structure, state.params, constants, batch, micro_batches, prefix, key
+        )
         divisor = jnp.maximum(sums.weight, 1.0)  # a batch of padding has no targets
         gradients = jax.tree.map(
             lambda g, p: (g / divisor.astype(g.dtype)).astype(p.dtype), gradients, state.params

@@ -120,8 +120,8 @@ def test_a_mixture_trains_from_a_prepared_set_and_resumes(tiny_llama, tmp_path):
     stored = json.loads((tmp_path / "whole" / "data" / "card.json").read_text())
     assert stored == card
 
-    def stop_after_three(self, state, score):
-        save(self, state, score)
+    def stop_after_three(self, state, score, frozen):
+        save(self, state, score, frozen)
         if int(state.step) == 3:
             raise KeyboardInterrupt
 
@@ -223,7 +223,7 @@ def curve_equals_torch(folder, tmp_path, *, rows, steps, rate, row_length=512):
     from ift_jax.data import pipeline
     from ift_jax.data.loader import Batches, RowSource
     from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
-    from ift_jax.train.step import init_state, make_step
+    from ift_jax.train.step import Constants, init_state, make_step
 
     model = load_pretrained(folder)
     tree = run_tree(folder, data__max_length=row_length)
@@ -239,7 +239,7 @@ def curve_equals_torch(folder, tmp_path, *, rows, steps, rate, row_length=512):
     state = init_state(model.params, optimizer)
     ours = []
     for number in range(steps):
-        state, metrics = step(state, batches[number])
+        state, metrics = step(state, Constants({}), batches[number])
         ours.append(float(metrics.sums.nll) / float(metrics.sums.weight))
 
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -10,7 +10,7 @@ from ift_jax.language_model import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, row_sharding
 from ift_jax.train.loss import loss_sums
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
-from ift_jax.train.step import gradient_sums, init_state, make_step, place_state
+from ift_jax.train.step import Constants, gradient_sums, init_state, make_step, place_state
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def batch():
     return packed_batch(random_examples(40))
 
 
+ALL_TRAINED = Constants({})
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-2, warmup_steps=2, clip_norm=1.0), 10)
 
 
@@ -37,7 +38,7 @@ def run(model, batches, *, micro_batches=1, mesh=None, optimizer=OPTIMIZER):
         state = place_state(jax.tree.map(jnp.copy, params), optimizer, mesh[0])
     for batch in batches:
         placed = batch if mesh is None else jax.device_put(batch, row_sharding(mesh[0]))
-        state, out = step(state, placed)
+        state, out = step(state, ALL_TRAINED, placed)
         metrics.append(float(out.sums.nll))
     return state, metrics
 
@@ -49,8 +50,8 @@ def assert_close(a, b, atol=2e-5):
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_micro_batches_give_the_gradient_of_one_batch(model, batch, parts):
-    whole, whole_sums = gradient_sums(model.structure, model.params, batch)
-    cut, cut_sums = gradient_sums(model.structure, model.params, batch, parts)
+    whole, whole_sums = gradient_sums(model.structure, model.params, ALL_TRAINED, batch)
+    cut, cut_sums = gradient_sums(model.structure, model.params, ALL_TRAINED, batch, parts)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
     assert_close(whole, cut, atol=1e-5 * scale)
     assert_close(whole_sums, cut_sums, atol=1e-3)
@@ -67,7 +68,7 @@ def test_micro_batches_with_unequal_target_counts_are_not_averaged(model, batch)
 
 def test_accumulation_is_float32_for_bfloat16_parameters(model, batch):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), model.params)
-    gradients, _ = gradient_sums(model.structure, params, batch, 4)
+    gradients, _ = gradient_sums(model.structure, params, ALL_TRAINED, batch, 4)
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
 
 
@@ -124,7 +125,7 @@ def test_the_step_compiles_once_in_a_run(model):
     step = jax.jit(make_step(model.structure, OPTIMIZER), donate_argnums=0)
     state = init_state(jax.tree.map(jnp.copy, model.params), OPTIMIZER)
     for number in range(batches.num_steps):  # the last batches hold padding
-        state, _ = step(state, batches[number])
+        state, _ = step(state, ALL_TRAINED, batches[number])
     assert batches.num_steps > 5
     assert step._cache_size() == 1
 
@@ -132,7 +133,7 @@ def test_the_step_compiles_once_in_a_run(model):
 def test_the_step_is_callable_with_shapes_only(model, batch):
     state = jax.eval_shape(lambda p: init_state(p, OPTIMIZER), model.params)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    new, metrics = jax.eval_shape(make_step(model.structure, OPTIMIZER), state, shapes)
+    new, metrics = jax.eval_shape(make_step(model.structure, OPTIMIZER), state, ALL_TRAINED, shapes)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert metrics.sums.nll.shape == ()
 
@@ -146,8 +147,8 @@ def test_dtypes_are_stable_after_an_update(model, batch):
 
 def test_gradient_norm_is_that_before_clipping(model, batch):
     step = jax.jit(make_step(model.structure, OPTIMIZER))
-    _, metrics = step(init_state(model.params, OPTIMIZER), batch)
-    gradients, sums = gradient_sums(model.structure, model.params, batch)
+    _, metrics = step(init_state(model.params, OPTIMIZER), ALL_TRAINED, batch)
+    gradients, sums = gradient_sums(model.structure, model.params, ALL_TRAINED, batch)
     norm = optax.tree.norm(jax.tree.map(lambda g: g / sums.weight, gradients))
     np.testing.assert_allclose(float(metrics.gradient_norm), float(norm), rtol=1e-4)
     assert float(norm) > 1.0  # so clipping was at work

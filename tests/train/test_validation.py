@@ -285,8 +285,8 @@ def test_early_stopping_is_exact_under_resume(stopped, tiny_llama, tmp_path, at)
     """Killed before the stop, or right behind it, a run ends as the undisturbed one did."""
     save = Checkpoints.save
 
-    def interrupted(self, state, score):
-        save(self, state, score)
+    def interrupted(self, state, score, frozen):
+        save(self, state, score, frozen)
         if int(state.step) == at:
             raise KeyboardInterrupt
 
