@@ -87,6 +87,8 @@ class Chat:
         trims: whether the template prints contents without the blanks around them.
         end_of_turn: the text that closes an assistant's turn, up to its special token.
         end_of_turn_id: that token.
+        bos: the text of the token that the tokenizer puts before every text, or "". Chat templates
+            print it themselves; plain text gets it here.
         special_tokens: pattern of every special token's text.
         known_characters: those that are known to have tokens, so that each is tried once.
     """
@@ -96,6 +98,7 @@ class Chat:
     trims: bool
     end_of_turn: str
     end_of_turn_id: int
+    bos: str
     special_tokens: re.Pattern[str]
     known_characters: set[str] = field(default_factory=set, compare=False, repr=False)
 
@@ -136,10 +139,15 @@ class Chat:
             raise InputError("the chat template puts no special token behind an assistant's turn")
         at, token = min(ends)
         pattern = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)))
-        return Chat(tokenizer, opening, trims, after[: at + len(token)], special[token], pattern)
+        return Chat(
+            tokenizer, opening, trims, after[: at + len(token)], special[token],
+            bos=tokenizer.bos_token if _adds_bos(tokenizer) else "", special_tokens=pattern,
+        )  # fmt: skip
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text before an answer: all turns, and the opening of the assistant's."""
+        if not messages:
+            return self._first_opening()
         return self.tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True
         )
@@ -157,8 +165,8 @@ class Chat:
                 turn otherwise than generation would have seen it.
         """
         if turns.plain:
-            text = turns.completion + self.end_of_turn
-            return Layout(text, ((0, len(text)),))
+            text = self.bos + turns.completion + self.end_of_turn
+            return Layout(text, ((len(self.bos), len(text)),))
         try:
             prompt = self.prompt_text(turns.messages)
             spans = [self._span(prompt, turns.messages, number) for number in turns.earlier]
@@ -168,6 +176,14 @@ class Chat:
         if turns.whole:
             return Layout(text, ((0, len(text)),))
         return Layout(text, (*spans, (len(prompt), len(text))))
+
+    def _first_opening(self) -> str:
+        """What stands before an assistant's turn that is the first: no template opens one."""
+        first = {"role": "assistant", "content": _MARK}
+        text = self.tokenizer.apply_chat_template([first], tokenize=False)
+        if text.count(_MARK) != 1:
+            raise UnusableTurns("the chat template does not print an assistant's turn as the first")
+        return text.partition(_MARK)[0].removesuffix(self.opening)
 
     def _span(self, text: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         before = self.prompt_text(messages[:number])
@@ -258,6 +274,10 @@ def _trained(layout: Layout, encoding: Any) -> NDArray[np.bool_]:
 def _set_plain_template(tokenizer: Any) -> None:
     if tokenizer.eos_token is None:
         raise InputError("the tokenizer has neither a chat template nor an eos_token")
-    ids = tokenizer("a").input_ids
-    adds_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+    before = "{{ bos_token }}" if _adds_bos(tokenizer) else ""
+    tokenizer.chat_template = before + PLAIN_TEMPLATE
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]

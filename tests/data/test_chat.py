@@ -6,7 +6,7 @@ from conftest import make_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ift_jax.data.chat import PLAIN_TEMPLATE, Chat, Turns
+from ift_jax.data.chat import PLAIN_TEMPLATE, Chat, Turns, UnusableTurns
 from ift_jax.errors import InputError
 
 properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -69,6 +69,47 @@ def test_all_turns_before_the_answer_are_context(chat):
     [one] = chat.encode([(turns, "two")])
     assert trained_text(chat, one) == "two<|im_end|>"
     assert "one<|im_end|>" in one.text
+
+
+def test_a_conversation_may_begin_with_the_assistant(chat):
+    greeting = {"role": "assistant", "content": "Hello, how can I help?"}
+    turns = Turns((greeting, *user("2+2=")), "4", earlier=(0,))
+    [one] = chat.encode_layouts([chat.layout(turns)])
+    assert one.text.startswith("<|im_start|>assistant\nHello, how can I help?<|im_end|>\n<|im_st")
+    assert trained_text(chat, one) == "Hello, how can I help?<|im_end|>4<|im_end|>"
+    [alone] = chat.encode([((), "Hello.")])
+    assert alone.text == "<|im_start|>assistant\nHello.<|im_end|>"
+    assert trained_text(chat, alone) == "Hello.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "refuses it: roles must alternate"),
+        ("", "does not print an assistant's turn as the first"),
+    ],
+)
+def test_a_template_that_lets_no_assistant_begin_is_named(first, says):
+    template = (
+        "{% for m in messages %}{% if loop.first and m.role == 'assistant' %}"
+        + first
+        + "{% else %}"
+        "{{ m.role + ': ' + m.content + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = Turns(({"role": "assistant", "content": "Hi."}, *user("2+2=")), "4", earlier=(0,))
+    with pytest.raises(UnusableTurns, match=says):
+        Chat.of(bpe_tokenizer(template=template)).layout(turns)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_plain_text_begins_as_the_tokenizer_begins_texts(adds_bos):
+    tokenizer = bpe_tokenizer(adds_bos=adds_bos)
+    chat = Chat.of(tokenizer)
+    [one] = chat.encode_layouts([chat.layout(Turns((), "Once upon", plain=True))])
+    assert one.ids.tolist() == [*tokenizer("Once upon").input_ids, chat.end_of_turn_id]
+    assert (one.ids[0] == tokenizer.bos_token_id) == adds_bos
+    assert trained_text(chat, one) == "Once upon</s>"
 
 
 def test_the_prompt_of_training_is_that_of_inference(chat):

@@ -42,6 +42,16 @@ def test_every_assistant_turn_of_a_chat_is_trained(chat, tmp_path):
     assert trained_texts(data) == [["Red.<|im_end|>", "Blue.<|im_end|>"]]
 
 
+def test_a_chat_that_the_assistant_begins_is_trained_whole(chat, tmp_path):
+    turns = [{"from": "gpt", "value": "Hello."}, {"from": "human", "value": "A colour?"},
+             {"from": "gpt", "value": "Red."}]  # fmt: skip
+    data = built(chat, tmp_path, [{"conversations": turns}, {"conversations": turns[:1]}])
+    assert sorted(trained_texts(data)) == [
+        ["Hello.<|im_end|>"],
+        ["Hello.<|im_end|>", "Red.<|im_end|>"],
+    ]
+
+
 def test_only_the_last_turn_where_asked(chat, tmp_path):
     data = built(chat, tmp_path, [{"messages": [USER, BOT, AGAIN, BLUE]}], train_turns="last")
     assert trained_texts(data) == [["Blue.<|im_end|>"]]
