@@ -43,6 +43,8 @@ class TaskConfig:
             3-grams with another's (Jaccard index, such as 0.8); 0 keeps them.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.
         balance_by: a column whose values get equal counts in every subset; "" for none.
+        balance_fill: a value that runs out of records leaves its turns to the others, instead of
+            being an error.
         stratify_by: a column whose values keep their shares in every subset.
         train_shots: numbers of solved examples of the same template that stand before a
             training example, as in a few-shot prompt; each example draws one of them.
@@ -81,6 +83,7 @@ class TaskConfig:
     validation_size: int = 0
     test_size: int = 0
     balance_by: str = ""
+    balance_fill: bool = False
     stratify_by: str = ""
     train_shots: tuple[int, ...] = (0,)
     weight: float = 1.0
@@ -128,6 +131,10 @@ class TaskConfig:
         if self.balance_by and self.stratify_by:
             raise InputError(
                 f"config.data.tasks: {self.name}: balance_by and stratify_by exclude each other"
+            )
+        if self.balance_fill and not self.balance_by:
+            raise InputError(
+                f"config.data.tasks: {self.name}.balance_fill: is for balance_by, which is not set"
             )
         if self.subset_by and not any(self.size(split) for split in SPLITS):
             raise InputError(

@@ -124,7 +124,7 @@ class Known:
         same_task = replace(
             task, weight=1.0, replay=False, train_size=1, validation_size=1, test_size=1,
             validation_fraction=0.1, test_fraction=0.1, near_duplicates=0.0, train_shots=(0,),
-            metrics=(),
+            balance_fill=False, metrics=(),
         )  # fmt: skip
         same_config = replace(
             config, tasks=(), path="", mixture=MixtureConfig(), decontaminate=(), row_length=0

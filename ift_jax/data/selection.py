@@ -228,6 +228,7 @@ def _subset(
             labels=[labels[code] for code in first["label"].tolist()],
             balance=bool(task.balance_by and size),
             stratify=bool(task.stratify_by and size),
+            fill=task.balance_fill,
             seed=seed,
         )
     except InputError as error:

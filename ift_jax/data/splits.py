@@ -10,7 +10,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from ift_jax.errors import InputError
 
@@ -164,6 +165,7 @@ def take_subset(
     labels: Sequence[Hashable] | None = None,
     balance: bool = False,
     stratify: bool = False,
+    fill: bool = False,
     seed: int = 0,
 ) -> list[int]:
     """Indices of `size` rows; every smaller subset of the same rows is its beginning.
@@ -180,11 +182,12 @@ def take_subset(
             the first classes in the order of their `repr`.
         stratify: At every size n each class has its share of n among all rows, rounded down or
             up (the chairman assignment problem, Tijdeman 1980).
+        fill: With balance, a class that runs out of rows leaves its turns to the others.
         seed: Another seed gives an independent order.
 
     Raises:
         InputError: If there are fewer rows than `size`, if a class is too small to balance
-            (rather than give a subset that is not balanced), or if the options contradict.
+            without `fill`, or if the options contradict.
 
     Example:
         >>> keys, labels = [f"row {i}" for i in range(8)], ["ham"] * 6 + ["spam"] * 2
@@ -212,7 +215,10 @@ def take_subset(
     for index in order:
         rows_by_class[labels[index]].append(index)
     counts = {label: len(rows) for label, rows in rows_by_class.items()}
-    sequence = _balanced(counts, size) if balance else _stratified(counts, size)
+    if balance and fill:
+        sequence = list(islice(_filled(counts), size))
+    else:
+        sequence = _balanced(counts, size) if balance else _stratified(counts, size)
     remaining = {label: iter(rows) for label, rows in rows_by_class.items()}
     return [next(remaining[label]) for label in sequence]
 
@@ -251,6 +257,12 @@ def _balanced(counts: Mapping[Hashable, int], size: int) -> list[Hashable]:
             f"{lacks}; ask for at most {most}"
         )
     return sequence
+
+
+def _filled(counts: Mapping[Hashable, int]) -> Iterator[Hashable]:
+    """Classes in turn, those left out that have no rows left."""
+    for turn in range(max(counts.values(), default=0)):
+        yield from (label for label, count in counts.items() if count > turn)
 
 
 def _stratified(counts: Mapping[Hashable, int], size: int) -> list[Hashable]:

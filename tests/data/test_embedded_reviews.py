@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+import ift_jax
 from ift_jax.data import embedded_phrases as phrases
 from ift_jax.data.embedded_reviews import (
     NUM_REVIEWS,
@@ -25,6 +27,7 @@ from ift_jax.data.embedded_reviews import (
     plain_clause,
     sentence_case,
 )
+from ift_jax.data.templates import lint, load_templates
 
 SHA256 = "9f471146d21a232a509816e362ffdcc14e7414018e08819c224894fd9dcf1132"
 
@@ -55,6 +58,15 @@ def test_schema_and_equal_counts(reviews):
     assert len({r["review_id"] for r in reviews}) == len(reviews) == NUM_REVIEWS
     assert len({r["review_body"] for r in reviews}) == len(reviews)
     assert len({r["product_category"] for r in reviews}) >= 12
+
+
+def test_the_kinds_of_products_are_those_of_their_template(reviews):
+    template = load_templates(Path(ift_jax.__file__).parent / "templates" / "products.yaml")
+    [kind] = template.values()
+    assert lint(template, sorted(reviews[0]), reviews[:50]) == []
+    choices = kind.render(reviews[0]).answer_choices
+    assert sorted(choices) == sorted({review["product_category"] for review in reviews})
+    assert {kind.render(review).completion for review in reviews[:200]} == {*choices}
 
 
 def test_order_and_id_do_not_tell_the_rating(reviews):

@@ -284,6 +284,19 @@ def test_rows_of_each_class_come_in_the_order_of_their_keys():
             assert own == [index for index in order if labels[index] == label][: len(own)]
 
 
+def test_a_class_that_runs_out_leaves_its_turns_to_the_others():
+    labels = ["a"] * 2 + ["b"] * 9 + ["c"] * 4
+    keys = [f"row {i}" for i in range(len(labels))]
+    taken = take_subset(keys, 15, labels=labels, balance=True, fill=True)
+    assert Counter(labels[i] for i in taken[:6]) == {"a": 2, "b": 2, "c": 2}
+    assert Counter(labels[i] for i in taken[:10]) == {"a": 2, "b": 4, "c": 4}
+    assert Counter(labels[i] for i in taken) == {"a": 2, "b": 9, "c": 4}
+    for size in range(16):
+        assert take_subset(keys, size, labels=labels, balance=True, fill=True) == taken[:size]
+    # Where no class runs out, it is the balanced subset.
+    assert take_subset(keys, 6, labels=labels, balance=True) == taken[:6]
+
+
 def test_a_class_too_small_to_balance_is_named_with_its_counts():
     keys, labels = rows_of([2, 30])
     assert len(take_subset(keys, 4, labels=labels, balance=True)) == 4

@@ -130,7 +130,11 @@ def rejected(template: Template, records: list[dict]) -> list[bool]:
 
 
 def test_every_file_has_its_task():
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == TASKS.keys() | {"reviews", "names"}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == TASKS.keys() | {
+        "reviews",
+        "names",
+        "products",
+    }
 
 
 def test_names_and_texts_are_unique_across_files():

@@ -1,0 +1,182 @@
+"""The study on real data: does prompting help, how many examples suffice, what is forgotten?
+
+    IFT_JAX_DATA=data ift study --config=study --workdir=runs/study
+    IFT_JAX_DATA=data ift study --config=study:full --workdir=runs/study
+    ift report --workdirs=runs/study --output=study.html
+
+SmolLM2-135M-Instruct learns to predict the rating of Amazon reviews. So that it has something to
+lose, it first learns eight other tasks (stage 1): questions about names, names in posts, topics,
+inference, intents, kinds of questions, translation, summaries. From there it learns the rating
+alone (stage 2), plainly and with each remedy. The learning curve starts from the model as it is, as
+prompting does.
+
+The sets are those of configs/data_sets.py. The first command takes about 100 minutes on two CPU
+cores, with one seed and a curve over 50 to 1,000 examples. The second goes on from there, in the
+same folder, to 4,000 examples and three seeds: about seven hours more.
+
+Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
+60 translations and 30 summaries, whose scores are not shares of items. Differences between models
+are paired by item, so their intervals are narrower.
+"""
+
+import os
+from pathlib import Path
+
+from ift_jax.config import default_config, task_config
+from ift_jax.errors import InputError
+
+_FOLDER = os.environ.get("IFT_JAX_DATA") or "../shared/data"
+_PROBES = (
+    "names", "entities", "topic", "nli", "intent", "question_type", "translation", "summary",
+)  # fmt: skip
+
+
+def _task(name, source, **fields):
+    if "test_source" in fields:
+        fields["test_source"] = f"{_FOLDER}/{fields['test_source']}"
+    source = tuple(f"{_FOLDER}/{one}" for one in ([source] if isinstance(source, str) else source))
+    sizes = {"train_size": 200, "validation_size": 20, "test_size": 100}
+    return task_config(name=name, source=source, **{**sizes, **fields})
+
+
+def _tasks():
+    exact = {"metrics": ("exact_match",)}
+    return (
+        _task(
+            "rating",
+            "amazon_reviews/*.jsonl.gz",
+            templates="reviews",
+            template_names=("Predict the rating",),
+            split_by=("review_body",),
+            balance_by="star_rating",
+            balance_fill=True,  # only 4,000 reviews are more than 2 stars have
+            validation_fraction=0.05,
+            train_size=1000,
+            validation_size=60,
+            test_size=250,
+            metrics=("accuracy",),
+        ),
+        task_config(
+            name="names",
+            source="embedded:names",
+            templates="names",
+            template_names=("Question about a name",),
+            split_by=("text",),
+            train_size=200,
+            validation_size=20,
+            test_size=100,
+            metrics=("exact_match", "accuracy"),
+        ),
+        _task(
+            "entities",
+            "wnut17/wnut17train.conll.gz",
+            test_source="wnut17/emerging.test.annotated*",
+            file_format="conll",
+            templates="ner",
+            template_names=("Names in a text",),
+            split_by=("tokens",),
+            metrics=("entity_f1",),
+        ),
+        _task(
+            "topic",
+            "ag_news/train.json.gz",
+            templates="topic",
+            template_names=("Topic of a news item",),
+            split_by=("sentence",),
+            balance_by="label",
+            **exact,
+        ),
+        _task(
+            "nli",
+            "rte/train.json.gz",
+            test_source="rte/dev.json",
+            templates="nli",
+            template_names=("Does sentence 2 follow",),
+            split_by=("sentence",),
+            **exact,
+        ),
+        _task(
+            "intent",
+            "banking77/train.csv.gz",
+            test_source="banking77/test.csv",
+            templates=str(Path(__file__).with_name("study_intents.yaml")),
+            split_by=("text",),
+            balance_by="category",
+            balance_fill=True,
+            **exact,
+        ),
+        _task(
+            "question_type",
+            "trec/TREC.train.gz",
+            line_pattern=r"(?P<coarse>[A-Z]+):(?P<fine>\w+) (?P<question>.+)",
+            encoding="latin-1",
+            templates="question_type",
+            template_names=("Kind of answer",),
+            split_by=("question",),
+            test_source="trec/TREC.test",
+            **exact,
+        ),
+        _task(
+            "translation",
+            ("tatoeba/tatoeba.deu-eng.deu", "tatoeba/tatoeba.deu-eng.eng"),
+            file_format="parallel",
+            columns=("german", "english"),
+            templates="translation",
+            template_names=("German to English",),
+            split_by=("english",),
+            test_size=60,
+            metrics=("chrf",),
+        ),
+        _task(
+            "summary",
+            "dialogsum/dialogsum.dev.jsonl.gz",
+            templates="dialogue_summary",
+            template_names=("Summary of a dialogue",),
+            split_by=("dialogue",),
+            train_size=150,
+            test_size=30,
+            metrics=("rougeL",),
+        ),
+    )
+
+
+def get_config(extent="short"):
+    if extent not in ("short", "full"):
+        raise InputError(f"--config=study:{extent}: expected study or study:full")
+    config = default_config()
+    config.data.tasks = _tasks()
+    config.data.max_length = 256
+    config.data.on_too_long = "truncate"
+    config.data.max_rejected = 0.9  # 67 of 77 intents
+    config.train.batch_size = 4
+    config.train.eval_metrics = ("loss",)
+    config.train.num_samples = 0
+    config.optimizer.peak_lr = 1e-4
+    config.evaluation.shots = (0, 1, 5)
+    sizes = (50, 100, 250, 500, 1000)
+    config.study.runs = (
+        {"name": "stage1", "tasks": _PROBES},
+        {"name": "single", "after": "stage1", "interpolations": (0.5,)},
+        {
+            "name": "replay",
+            "after": "stage1",
+            "replay": _PROBES,
+            "config": {"data.mixture.replay_share": 0.1},
+        },
+        {
+            "name": "multitask",
+            "after": "stage1",
+            "tasks": ("rating", *_PROBES),
+            "config": {"data.mixture.size": 1500},
+        },
+        {
+            "name": "curve",
+            "train_sizes": sizes if extent == "short" else (*sizes, 2000, 4000),
+            "scores": ("rating",),
+            # Two passes in small batches, so that 50 examples make more than a few steps.
+            "config": {"train.num_epochs": 2.0, "train.batch_size": 2},
+        },
+    )
+    if extent == "full":
+        config.study.seeds = (0, 1, 2)
+    return config
