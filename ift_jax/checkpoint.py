@@ -8,7 +8,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from ift_jax.errors import InputError
+from ift_jax.errors import InputError, one_line
+from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.sharding import param_shardings
@@ -148,6 +149,25 @@ def _restore_args(like: Any) -> Any:
     )
 
 
+def save_tree(path: Path, tree: Any) -> None:
+    """Writes a tree of arrays into a folder of its own, whole or not at all."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+
+
+def restore_tree(path: Path, like: Any) -> Any:
+    """A tree that `save_tree` wrote, placed as `like`, whose arrays may be abstract.
+
+    Raises:
+        InputError: if it cannot be read or does not fit.
+    """
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(path, args=_restore_args(like))
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{path}: cannot be restored ({one_line(error)})") from error
+
+
 def _placed_shapes(adapter: Adapter, mesh: Mesh | None) -> Any:
     """The adapter's branches as abstract arrays that know where they will lie."""
     shapes = adapter.shapes()
@@ -169,11 +189,14 @@ def load_workdir(
     dtype: str = "float32",
     param_dtype: str = "float32",
     mesh: Mesh | None = None,
+    share: float = 1.0,
 ) -> LanguageModel:
     """The model that a run made: the base model with tuned parameters, or with its adapter.
 
     Args:
         which: "best", "latest" or a step's number.
+        share: of the tuned weights; below 1 gives a model between base and tuned one, see
+            `ift_jax.interpolation`.
     """
     from ift_jax.config import read_run_config
 
@@ -183,12 +206,13 @@ def load_workdir(
         step = checkpoints.choose(which)
         base = load_pretrained(run.model.path, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
         if run.peft.method == "none":
-            return base.with_params(checkpoints.restore_params(step, base.params))
+            tuned = base.with_params(checkpoints.restore_params(step, base.params))
+            return interpolated(base, tuned, share)
         adapter = base.adapter_for(run.peft)
         like = _placed_shapes(adapter, mesh)
         arrays = {TRAINED: checkpoints.restore_params(step, like[TRAINED])}
         if FROZEN in like:
             arrays[FROZEN] = checkpoints.restore_frozen(step, like[FROZEN])
-        return base.with_adapter(adapter, arrays)
+        return interpolated(base, base.with_adapter(adapter, arrays), share)
     finally:
         checkpoints.close()

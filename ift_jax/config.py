@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ift_jax.data.config import DataConfig, TaskConfig
+from ift_jax.data.neutral import NeutralConfig
 from ift_jax.errors import InputError
 from ift_jax.evaluation.metrics import check_metrics
 from ift_jax.evaluation.tasks import EvaluationConfig
@@ -23,6 +24,7 @@ from ift_jax.peft.config import PeftConfig
 from ift_jax.sharding import MeshConfig
 from ift_jax.study.config import StudyConfig
 from ift_jax.train.optimizer import OptimizerConfig
+from ift_jax.train.remedies import RemediesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class TrainConfig:
         patience: stops after so many validations in a row that were no better than the best
             before; 0 never does.
         num_samples: prompts whose answers are generated at each validation, always the same.
+        watch_drift: validation also says how far the weights and, on neutral text, the answers
+            have moved from the base; keeps a copy of the base's weights while training.
         save_every: steps between checkpoints; 0 saves when validation ran.
         seed: of the data order.
     """
@@ -57,6 +61,7 @@ class TrainConfig:
     select_by: str = "loss"
     patience: int = 0
     num_samples: int = 4
+    watch_drift: bool = False
     save_every: int = 0
     seed: int = 0
 
@@ -100,9 +105,32 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
+    remedies: RemediesConfig = field(default_factory=RemediesConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    neutral: NeutralConfig = field(default_factory=NeutralConfig)
+
+    def __post_init__(self) -> None:
+        if self.remedies.holds_weights:
+            held = "l2sp_weight" if self.remedies.l2sp_weight else "ewc_weight"
+            if self.peft.method != "none":
+                raise InputError(
+                    f"config.remedies.{held}: holds the base's own weights near their start, and "
+                    f"config.peft.method={self.peft.method} does not train them; kl_weight and "
+                    "text_kl_weight work with adapters"
+                )
+            if self.optimizer.weight_decay:
+                raise InputError(
+                    f"config.remedies.{held}: pulls the weights to the base, and "
+                    f"config.optimizer.weight_decay={self.optimizer.weight_decay} to 0; set it to 0"
+                )
+        names = [task.name for task in self.data.tasks]
+        for task in self.remedies.fisher_tasks:
+            if task not in names:
+                raise InputError(
+                    f"config.remedies.fisher_tasks: no task {task!r}{_closest(task, names)}"
+                )
 
 
 def default_config() -> ConfigDict:

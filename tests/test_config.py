@@ -51,7 +51,7 @@ def load(file):
             "config.train.num_stps: no such field; did you mean num_steps?",
         ),
         ({"trian": {}}, "config.trian: no such field; did you mean train?"),
-        ({"zzz": {}}, "config.zzz: no such field; there are data, evaluation, mesh, model, optim"),
+        ({"zzz": {}}, "config.zzz: no such field; there are data, evaluation, mesh, model, neutra"),
         (
             {"data": {"tasks": [{"name": "a"}, {"nam": "b"}]}},
             "config.data.tasks[1].nam: no such fi",
@@ -113,6 +113,41 @@ def test_a_source_is_one_file_or_several(source):
 )
 def test_values_that_cannot_work_are_refused(changes, says):
     assert says in refusal({"train": changes})
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"remedies": {"kl_weight": -1.0}}, "config.remedies.kl_weight: expected 0 or more"),
+        ({"remedies": {"text_rows": 0}}, "config.remedies.text_rows: expected 1 or more"),
+        ({"remedies": {"ewc_weight": 1.0}}, "config.remedies: ewc_weight needs fisher_tasks"),
+        ({"remedies": {"fisher_tasks": ["a"]}}, "config.remedies: ewc_weight needs fisher_tasks"),
+        (
+            {"remedies": {"ewc_weight": 1.0, "fisher_tasks": ["raing"]},
+             "data": {"tasks": [{"name": "rating"}]}},
+            "config.remedies.fisher_tasks: no task 'raing'; did you mean rating?",
+        ),
+        ({"remedies": {"fisher_labels": "own"}}, "fisher_labels: expected sampled or given"),
+        (
+            {"remedies": {"l2sp_weight": 1.0}, "peft": {"method": "lora"}},
+            "config.peft.method=lora does not train them; kl_weight and text_kl_weight work",
+        ),
+        (
+            {"remedies": {"l2sp_weight": 1.0}, "optimizer": {"weight_decay": 0.1}},
+            "config.optimizer.weight_decay=0.1 to 0; set it to 0",
+        ),
+        ({"evaluation": {"interpolation": [1.5]}}, "config.evaluation.interpolation: expected 0"),
+        ({"neutral": {"num_texts": -1}}, "config.neutral.num_texts: must not be negative"),
+    ],
+)  # fmt: skip
+def test_remedies_that_cannot_work_are_refused(tree, says):
+    assert says in refusal(tree)
+
+
+def test_remedies_that_work_together_are_not_refused():
+    build_run_config({"remedies": {"kl_weight": 1.0, "text_kl_weight": 1.0},
+                      "peft": {"method": "lora"}, "optimizer": {"weight_decay": 0.1}})  # fmt: skip
+    build_run_config({"remedies": {"kl_weight": 1.0, "l2sp_weight": 1.0}})
 
 
 def test_what_is_built_is_frozen():

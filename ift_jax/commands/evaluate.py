@@ -1,11 +1,16 @@
 """ift evaluate --config=C --model=M --output=F.json: scores a model on the config's tasks.
 
+The output says which split was scored and, of a workdir, which step and why that one. With
+--interpolate=0.5 a workdir's weights are taken half-way between base and tuned ones (WiSE-FT).
+
 With --predictions=P.jsonl it also keeps what the model answered to every item.
 `python -m ift_jax.evaluation.comparison P.jsonl Q.jsonl` compares two models by such files.
 """
 
 import json
+import sys
 from contextlib import nullcontext
+from typing import Any
 
 from absl import flags
 
@@ -20,6 +25,11 @@ _SHOTS = flags.DEFINE_list(
     "shots",
     [],
     "Numbers of examples before the question; default: 0 for a workdir, else the config's.",
+)
+_INTERPOLATE = flags.DEFINE_float(
+    "interpolate",
+    1.0,
+    "Share of a workdir's tuned weights, 0 to 1: below 1 scores the model between base and tuned.",
 )
 _NAME = flags.DEFINE_string("name", "", "What the rows call the model; default: base or tuned.")
 _OUTPUT = flags.DEFINE_string("output", "", "File for the rows.")
@@ -43,24 +53,46 @@ def main(_: list[str]) -> None:
         raise InputError("--shots: expected numbers of 0 or more")
     import jax
 
+    from ift_jax.checkpoint import load_workdir
     from ift_jax.data.prepared import load_data
     from ift_jax.evaluation.tasks import baseline_rows, evaluate
+    from ift_jax.interpolation import check_share
     from ift_jax.language_model import is_workdir, load_pretrained, locate
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
+    from ift_jax.train.selection import chosen_of
 
-    is_tuned = is_workdir(locate(path))
+    folder = locate(path)
+    is_tuned = is_workdir(folder)
+    share = _INTERPOLATE.value
+    check_share(share, "--interpolate")
+    if share < 1 and not is_tuned:
+        raise InputError(f"--interpolate={share}: {path} is no workdir, so it has no base")
+    written: dict[str, Any] = {"split": _SPLIT.value}
+    if is_tuned:
+        written["chosen"] = chosen_of(folder).to_json()
+        if _SPLIT.value == "test":
+            print(
+                "scoring the test split; choose between models by --split=validation",
+                file=sys.stderr,
+            )
     shots = shots or ([0] if is_tuned else list(config.evaluation.shots))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        model = load_pretrained(
-            path, dtype=config.model.dtype, param_dtype=config.model.param_dtype, mesh=mesh
-        )
+        types = config.model
+        if share < 1:
+            model = load_workdir(
+                folder, dtype=types.dtype, param_dtype=types.param_dtype, mesh=mesh, share=share
+            )
+        else:
+            model = load_pretrained(
+                path, dtype=types.dtype, param_dtype=types.param_dtype, mesh=mesh
+            )
         data = load_data(config.data, model.chat)
         name = _NAME.value or ("tuned" if is_tuned else "base")
         rows = baseline_rows(data, config.evaluation, split=_SPLIT.value)
         with predictions.open("w", encoding="utf-8") if predictions else nullcontext() as file:
-            rows += evaluate(
+            scored = evaluate(
                 model,
                 data,
                 config.evaluation,
@@ -71,5 +103,9 @@ def main(_: list[str]) -> None:
                 breakdown=True,
                 keep=None if file is None else lambda line: file.write(line.to_json()),
             )
-    output.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
-    print(results_table(rows))
+    shown = rows + scored
+    if share < 1:
+        scored = [{**row, "interpolation": share} for row in scored]
+    written = {"rows": rows + scored, **written}
+    output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    print(results_table(shown))

@@ -11,6 +11,11 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to write; must not exist or be empty.")
 _STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
 _DTYPE = flags.DEFINE_string("dtype", "", "Of the weights; default: that of the base model's file.")
+_INTERPOLATE = flags.DEFINE_float(
+    "interpolate",
+    1.0,
+    "Share of the tuned weights, 0 to 1: below 1 writes the model between base and tuned one.",
+)
 
 
 def main(_: list[str]) -> None:
@@ -19,7 +24,9 @@ def main(_: list[str]) -> None:
     if not (workdir / "config.json").exists():
         raise InputError(f"{workdir}: is no training workdir")
     from ift_jax.checkpoint import load_workdir
+    from ift_jax.interpolation import check_share
 
-    model = load_workdir(workdir, which=_STEP.value)
+    check_share(_INTERPOLATE.value, "--interpolate")
+    model = load_workdir(workdir, which=_STEP.value, share=_INTERPOLATE.value)
     model.save_pretrained(output, dtype=_DTYPE.value)
     print(f"wrote {output}")

@@ -231,7 +231,7 @@ def probes(rows: Iterable[Row], *, before: str = "base", shots: int = 0) -> list
     Raises:
         InputError: if no row is that model's at these shots.
     """
-    whole = [row for row in rows if not row.keys() & {"template", "class"}]
+    whole = [row for row in rows if not row.keys() & {"template", "class", "interpolation"}]
     majority = {_item(row): row for row in whole if row["model"] == "majority"}
     found = [row for row in whole if row["model"] == before and row["shots"] == shots]
     if not found:

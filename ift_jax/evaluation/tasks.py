@@ -24,6 +24,7 @@ from ift_jax.evaluation.metrics import (
 )
 from ift_jax.evaluation.predictions import Line
 from ift_jax.evaluation.shots import ask, exemplars
+from ift_jax.interpolation import check_share
 from ift_jax.language_model import LanguageModel
 
 
@@ -37,6 +38,9 @@ class EvaluationConfig:
         max_items: items per task and split; 0 for all.
         metrics: for all tasks; () takes each task's own.
         max_new_tokens: of a generated answer; 0 takes what the longest reference needs.
+        interpolation: shares of the tuned weights, 0 (base) to 1 (tuned), at which a run also
+            scores the model in between, for the curve of what was learned against what was kept
+            (WiSE-FT). Rows of these models say their share.
     """
 
     shots: tuple[int, ...] = (0,)
@@ -44,6 +48,7 @@ class EvaluationConfig:
     max_items: int = 0
     metrics: tuple[str, ...] = ()
     max_new_tokens: int = 0
+    interpolation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.shots, default=0) < 0 or self.max_items < 0 or self.max_new_tokens < 0:
@@ -54,6 +59,8 @@ class EvaluationConfig:
                 f"got {self.exemplar_seeds}"
             )
         check_metrics(self.metrics, "config.evaluation.metrics")
+        for share in self.interpolation:
+            check_share(share, "config.evaluation.interpolation")
 
 
 Row = dict[str, Any]

@@ -140,7 +140,6 @@ def _numbers(runs: Sequence[Run]) -> Table:
     for run in runs:
         losses, checked = points_of(run, "loss"), points_of(run, "validation_loss")
         best = min(checked, key=lambda point: point[1], default=None)
-        chosen = run.results.get("chosen")
         rows.append(
             (
                 run.name,
@@ -148,14 +147,21 @@ def _numbers(runs: Sequence[Run]) -> Table:
                 f"{losses[0][1]:.3f}" if losses else "–",
                 f"{losses[-1][1]:.3f}" if losses else "–",
                 f"{best[1]:.3f} at step {best[0]:,}" if best else "–",
-                f"step {chosen['step']:,}, by {chosen['by']} {chosen['value']:.3f}"
-                if chosen
-                else "–",
+                _chosen(run),
             )
         )
     columns = ("run", "steps", "first loss", "last loss", "lowest validation loss", "chosen")
     note = "Losses in nats per trained token. The chosen checkpoint is the one that was tested."
     return Table("Training in numbers", columns, rows, [note])
+
+
+def _chosen(run: Run) -> str:
+    """The step that was scored, and what chose it: a validation score, if there was one."""
+    chosen = run.results.get("chosen")
+    if not chosen:
+        return "–"
+    by = f"by {chosen['by']} {chosen['value']:.3f}" if "value" in chosen else chosen["by"]
+    return f"step {chosen['step']:,}, {by}"
 
 
 def costs_section(runs: Sequence[Run]) -> Section:

@@ -16,8 +16,8 @@ _NAMES = {"base": "base model", "tuned": "tuned model"}
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line per model and number of shots, a column per task and metric, with intervals.
 
-    Rows of a single template or class are left out. Under the table stand what is no
-    percentage, how many items were scored, and what the prompts cost.
+    Rows of a single template or class, and of interpolated weights, are left out. Under the
+    table stand what is no percentage, how many items were scored, and what the prompts cost.
 
     Example:
         >>> row = {"model": "tuned", "task": "rating", "split": "test", "shots": 0,
@@ -33,7 +33,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         Percent, with 95 % intervals; 300 test items of rating.
         Tokens of a prompt: rating 71 at 0 shots.
     """
-    rows = [row for row in rows if not row.keys() & {"template", "class"}]
+    rows = [row for row in rows if not row.keys() & {"template", "class", "interpolation"}]
     columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     lines = list(dict.fromkeys((row["model"], row["shots"]) for row in rows))
     cells = {

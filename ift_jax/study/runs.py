@@ -20,6 +20,7 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.predictions import Line
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
+from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
 from ift_jax.sharding import make_mesh
 from ift_jax.study.config import StudyConfig
@@ -250,16 +251,11 @@ def _write(folder: Path, rows: list[Row], **more: Any) -> None:
 
 
 def _between(planned: Planned, folder: Path, share: float, mesh: Mesh) -> LanguageModel:
-    """The model whose weights lie between the one that a run went on from and the one it made.
-
-    (1 - share) * before + share * after, as WiSE-FT (Wortsman et al. 2022, eq. 1).
-    """
+    """The model whose weights lie between the one that a run went on from and the one it made."""
     before = load_base(planned.config, mesh)
     model = dataclasses.replace(planned.config.model, path=str(folder))
     after = load_base(dataclasses.replace(planned.config, model=model), mesh)
-    return after.with_params(
-        jax.tree.map(lambda a, b: (1 - share) * a + share * b, before.params, after.params)
-    )
+    return interpolated(before, after, share)
 
 
 def _tidy(config: RunConfig, folder: Path, *, needed: bool) -> None:

@@ -2,25 +2,35 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from ift_jax.batch import Batch
 from ift_jax.checkpoint import Checkpoints
 from ift_jax.config import RunConfig
 from ift_jax.data import pipeline
+from ift_jax.data.loader import Batches
+from ift_jax.evaluation.drift import drift_values
 from ift_jax.language_model import LanguageModel
 from ift_jax.metrics_log import MetricsLog
+from ift_jax.models.decoder import Params
 from ift_jax.peft.adapter import FROZEN, combine, separate
 from ift_jax.sharding import place_batch
+from ift_jax.train.fisher import stored_fisher
+from ift_jax.train.loss import Reference
 from ift_jax.train.optimizer import make_optimizer, make_schedule
 from ift_jax.train.selection import Chosen, choose, is_over, oriented_score
-from ift_jax.train.step import Constants, StepMetrics, make_step, place_state
-from ift_jax.train.validation import Plan, divided, pack_split, sample, validate
+from ift_jax.train.step import Constants, StepMetrics, make_step, place_state, reference_of
+from ift_jax.train.validation import Packed, Plan, divided, pack_split, sample, validate
 
 
 def fit(
@@ -47,10 +57,18 @@ def fit(
     num_steps = settings.num_steps or packed.batches.num_steps
     optimizer = make_optimizer(config.optimizer, num_steps, config.peft.b_lr_ratio)
     step_fn = jax.jit(
-        make_step(model.structure, optimizer, settings.micro_batches, packed.prefix, settings.seed),
+        make_step(
+            model.structure,
+            optimizer,
+            settings.micro_batches,
+            packed.prefix,
+            settings.seed,
+            config.remedies,
+        ),
         donate_argnums=0,
     )
     trained, base = separate(model.params)
+    anchor, fisher = _kept(config, workdir, mesh, model, data)
     state = place_state(trained, optimizer, mesh)
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest()
@@ -58,7 +76,7 @@ def fit(
         state = checkpoints.restore(latest, state)
         if FROZEN in base:
             base = {**base, FROZEN: checkpoints.restore_frozen(latest, base[FROZEN])}
-    constants = Constants(base)
+    constants = Constants(base, anchor, fisher)
     first = int(state.step)
     schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
@@ -67,15 +85,16 @@ def fit(
         f"stand beside; steps {first} to {num_steps} of {settings.batch_size} rows",
         file=sys.stderr,
     )
+    look = partial(_look, config, plan, mesh, log, reference_of(model.structure, constants))
     if 0 not in log.steps:
-        _look(config, plan, model.with_params(combine(state.params, base)), 0, mesh, log)
+        look(model.with_params(combine(state.params, base)), 0)
     bar = progress_bar(first, num_steps)
     pending: tuple[int, StepMetrics] | None = None
     before = time.monotonic()
     steps = range(first, first if is_over(settings, checkpoints) else num_steps)
-    for step, host_batch in zip(steps, packed.batches.from_step(first), strict=False):
-        batch = place_batch(host_batch, mesh)
-        state, metrics = step_fn(state, constants, batch)
+    batches = _batches(config, packed, plan, first, mesh)
+    for step, inputs in zip(steps, batches, strict=False):
+        state, metrics = step_fn(state, constants, *inputs)
         # Reading the step before last keeps the device busy while the host reads.
         before = _report(pending, log, bar, schedule, before)
         pending = (step + 1, metrics)
@@ -87,7 +106,7 @@ def fit(
             _report(pending, log, bar, schedule, before)
             pending = None
             tuned = model.with_params(combine(state.params, base))
-            score = _look(config, plan, tuned, step + 1, mesh, log) if validates else None
+            score = look(tuned, step + 1) if validates else None
             del tuned
             checkpoints.save(state, score, base.get(FROZEN))
             if is_over(settings, checkpoints):
@@ -105,11 +124,46 @@ def fit(
     return model.with_params(combine(trained, base)), chosen
 
 
+def _kept(
+    config: RunConfig, workdir: Path, mesh: Mesh, model: LanguageModel, data: pipeline.DataSet
+) -> tuple[Params, Params]:
+    """What of the base is kept beside the trained weights: a copy, and its Fisher information."""
+    watched = config.remedies.needs_base or config.train.watch_drift
+    if not watched or model.structure.adapter is not None:
+        return {}, {}
+    fisher = {}
+    if config.remedies.ewc_weight:
+        fisher = stored_fisher(config.remedies, config.train.seed, workdir, mesh, model, data)
+    return jax.tree.map(jnp.copy, model.params), fisher
+
+
+def _batches(
+    config: RunConfig, packed: Packed, plan: Plan, first: int, mesh: Mesh
+) -> Iterator[tuple[Batch, ...]]:
+    """The step's inputs from step `first` on: a batch, and one of neutral text if it is used."""
+    streams = [packed.batches.from_step(first)]
+    if config.remedies.text_kl_weight and plan.texts is not None:
+        rows = plan.texts.training_rows(config.train.seed)
+        part = (jax.process_index(), jax.process_count())
+        streams.append(Batches(rows, config.remedies.text_rows, 0, part).from_step(first))
+    for batches in zip(*streams, strict=False):
+        yield tuple(place_batch(batch, mesh) for batch in batches)
+
+
 def _look(
-    config: RunConfig, plan: Plan, model: LanguageModel, step: int, mesh: Mesh, log: MetricsLog
+    config: RunConfig,
+    plan: Plan,
+    mesh: Mesh,
+    log: MetricsLog,
+    reference: Reference,
+    model: LanguageModel,
+    step: int,
 ) -> float | None:
     """Validates and samples; returns what checkpoints are compared by, higher better."""
     values = validate(config, plan, model, mesh)
+    if config.train.watch_drift:
+        base = replace(model, structure=reference.structure, params=reference.params)
+        values |= drift_values(base, model, plan.texts, mesh)
     log.write_samples(step, sample(plan, model, mesh))
     if not values:
         return None
@@ -156,6 +210,7 @@ def _report(
             "trained_tokens": float(sums.weight),
             "learning_rate": float(schedule(step - 1)),
             "gradient_norm": float(metrics.gradient_norm),
+            **{name: float(value) for name, value in metrics.remedies.items()},
             "tokens_per_s": speed,
         },
     )

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ift_jax.batch import Batch
-from ift_jax.models.decoder import Params, Structure
+from ift_jax.models.decoder import Decoder, Params, Structure
+
+Sums = tuple[Array, Array, Array]  # nll, correct, kl
 
 CHUNK_TARGETS = 1024  # logits alive at once: this many times V, 200 MB for V = 49k in float32
 
@@ -20,15 +22,24 @@ class LossSums(NamedTuple):
         weight: summed loss weights; the divisor.
         correct: summed weights of targets that had the highest score.
         tokens: tokens in the batch that are not padding.
+        kl: summed weights times KL(reference || model) in nats; 0 without a reference.
     """
 
     nll: Float[Array, ""]
     weight: Float[Array, ""]
     correct: Float[Array, ""]
     tokens: Float[Array, ""]
+    kl: Float[Array, ""]
 
     def __add__(self, other: "LossSums") -> "LossSums":  # type: ignore[override]
         return LossSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Reference(NamedTuple):
+    """A model that gets no gradient, and whose next-token distributions are to be kept."""
+
+    structure: Structure
+    params: Params
 
 
 def token_nll(
@@ -49,24 +60,43 @@ def token_nll(
     return nll, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
 
 
+def token_kl(reference: Float[Array, "*B V"], logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """KL(reference || model) of the next token over the whole vocabulary, in nats.
+
+    sum over v of p0(v) (log p0(v) - log p(v)): it grows where the model takes probability from
+    what the reference gives it to (Kullback and Leibler 1951; the direction of distillation).
+
+    Example:
+        >>> even, sure = jnp.zeros(2), jnp.log(jnp.array([0.75, 0.25]))
+        >>> round(float(token_kl(even, sure)), 4)  # ln 4 - ln 2 - ln 3 / 2
+        0.1438
+    """
+    base = jax.nn.log_softmax(reference.astype(jnp.float32), axis=-1)
+    own = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.sum(jnp.exp(base) * (base - own), axis=-1)
+
+
 def loss_sums(
     structure: Structure,
     params: Params,
     batch: Batch,
     prefix: Int[Array, "T0"] | None = None,
     key: Array | None = None,
+    reference: Reference | None = None,
 ) -> LossSums:
-    """Cross-entropy of a batch's target positions.
-
-    `prefix` is what all examples begin with; see `Decoder.hidden_states`. `key` is that of
-    dropout, in training only.
+    """Cross-entropy of a batch's target positions, and there the KL divergence from a reference.
 
     Hidden states of target positions are gathered before the output projection, which runs
     in chunks of P whose logits are recomputed in the backward pass.
+
+    Args:
+        prefix: what all examples begin with; see `Decoder.hidden_states`.
+        key: of dropout, in training only.
+        reference: the model to stay near; without it there is no KL.
     """
     module = structure.merge(params, key)
-    hidden = module.hidden_states(batch.tokens, batch.positions, batch.segment_ids, prefix)
-    gathered = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
+    base = None if reference is None else reference.structure.merge(reference.params)
+    gathered = [_target_states(one, batch, prefix) for one in (module, base) if one is not None]
     rows, slots = batch.targets.shape
     chunks = -(-rows * slots // CHUNK_TARGETS)
     size = -(-slots // chunks)
@@ -78,22 +108,28 @@ def loss_sums(
         return jnp.moveaxis(jnp.pad(x, padding).reshape(rows, chunks, size, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def chunk_sums(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
-        nll, correct = token_nll(module.logits(hidden), targets)
-        return jnp.sum(nll * weights), jnp.sum(correct * weights)
+    def chunk_sums(targets: Array, weights: Array, *hidden: Array) -> Sums:
+        logits = module.logits(hidden[0])
+        nll, correct = token_nll(logits, targets)
+        kl = jnp.zeros(()) if base is None else token_kl(base.logits(hidden[1]), logits) * weights
+        return jnp.sum(nll * weights), jnp.sum(correct * weights), jnp.sum(kl)
 
-    def body(
-        sums: tuple[Array, Array], xs: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], None]:
-        nll, correct = chunk_sums(*xs)
-        return (sums[0] + nll, sums[1] + correct), None
+    def body(sums: Sums, xs: tuple[Array, ...]) -> tuple[Sums, None]:
+        nll, correct, kl = chunk_sums(*xs)
+        return (sums[0] + nll, sums[1] + correct, sums[2] + kl), None
 
+    inputs = (batch.targets, batch.weights, *gathered)
     if chunks == 1:
-        nll, correct = chunk_sums(gathered, batch.targets, batch.weights)
+        nll, correct, kl = chunk_sums(*inputs)
     else:
-        start = (jnp.zeros(()), jnp.zeros(()))
-        (nll, correct), _ = jax.lax.scan(
-            body, start, (cut(gathered), cut(batch.targets), cut(batch.weights))
-        )
+        start = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+        (nll, correct, kl), _ = jax.lax.scan(body, start, tuple(map(cut, inputs)))
     tokens = jnp.sum(batch.segment_ids > 0).astype(jnp.float32)
-    return LossSums(nll, jnp.sum(batch.weights), correct, tokens)
+    return LossSums(nll, jnp.sum(batch.weights), correct, tokens, kl)
+
+
+def _target_states(
+    module: Decoder, batch: Batch, prefix: Int[Array, "T0"] | None
+) -> Float[Array, "B P D"]:
+    hidden = module.hidden_states(batch.tokens, batch.positions, batch.segment_ids, prefix)
+    return jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)

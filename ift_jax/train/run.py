@@ -13,15 +13,19 @@ from jax.sharding import Mesh
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
 from ift_jax.data.files import replace_text
+from ift_jax.data.neutral import NeutralTexts
 from ift_jax.data.prepared import load_data
 from ift_jax.data.preview import write_preview
 from ift_jax.errors import InputError
+from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
+from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel, load_pretrained
 from ift_jax.report.page import write_report
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
+from ift_jax.train.fisher import fisher_examples
 from ift_jax.train.loop import fit
 from ift_jax.train.selection import Chosen
 from ift_jax.train.validation import Plan, plan_validation
@@ -54,8 +58,10 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         tuned = tune(config, workdir, mesh)
-        rows = final_scores(config, mesh, tuned.model, tuned.data)
-    written = {"rows": rows, "chosen": tuned.chosen.to_json()}
+        base = base_of(config, mesh, tuned.model)
+        rows = final_scores(config, mesh, base, tuned.model, tuned.data)
+        drift = drift_entries("tuned", base, tuned.model, tuned.texts, mesh)
+    written = {"rows": rows, "chosen": tuned.chosen.to_json(), "drift": drift}
     replace_text(results, json.dumps(written, indent=2) + "\n")
     print(results_table(rows))
     _report(workdir)
@@ -63,11 +69,12 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
 
 
 class Tuned(NamedTuple):
-    """A run without its final scores: the model at the chosen step, and the data set."""
+    """A run without its final scores: the model at the chosen step, data, and neutral text."""
 
     model: LanguageModel
     data: pipeline.DataSet
     chosen: Chosen
+    texts: NeutralTexts | None
 
 
 def tune(
@@ -94,7 +101,7 @@ def tune(
     pipeline.write_card(data, workdir / "data")
     write_preview(data, workdir / "data" / "preview.jsonl")
     tuned, chosen = fit(config, workdir, mesh, model, data, plan)
-    return Tuned(tuned, data, chosen)
+    return Tuned(tuned, data, chosen, plan.texts)
 
 
 def _report(workdir: Path) -> None:
@@ -125,6 +132,8 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
             f"config.data.max_length={config.data.max_length}: the model's context is {limit}"
         )
     check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
+    if config.remedies.ewc_weight:
+        fisher_examples(data, config.remedies.fisher_tasks, config.remedies.fisher_examples)
     return plan_validation(config, base, data)
 
 
@@ -164,41 +173,56 @@ def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
     )
 
 
+def base_of(config: RunConfig, mesh: Mesh, tuned: LanguageModel) -> LanguageModel:
+    """The base model: what an adapter stands beside, else loaded again."""
+    return load_base(config, mesh) if tuned.structure.adapter is None else tuned.without_adapter()
+
+
 def final_scores(
     config: RunConfig,
     mesh: Mesh,
+    base: LanguageModel,
     tuned: LanguageModel,
     data: pipeline.DataSet,
 ) -> list[Row]:
-    """Base model at each of evaluation.shots and tuned model at 0 shots, on the same test items.
+    """Scores of all models on the same test items.
 
-    The base is what an adapter stands beside, or is loaded once the tuned weights are gone.
+    These are the baselines, the base model at each of evaluation.shots, the tuned model at 0
+    shots, and those between the two at each share of evaluation.interpolation.
     """
-
     tasks = tuple(task for task in data.tasks if task.splits["test"])
     if not tasks:
         print("nothing is scored: no task has a test split", file=sys.stderr)
         return []
     data = pipeline.DataSet(data.config, tasks, data.chat)
 
-    def scored(model: LanguageModel, name: str, shots: Sequence[int]) -> list[Row]:
-        print(f"scoring {name} model on the test split", file=sys.stderr)
+    def scored(model: LanguageModel, name: str, shots: Sequence[int], what: str = "") -> list[Row]:
+        print(f"scoring {what or name} model on the test split", file=sys.stderr)
         return evaluate(
             model, data, config.evaluation, name=name, split="test", shots=shots, mesh=mesh
         )
 
     tuned_rows = scored(tuned, "tuned", (0,))
-    adapted = tuned.structure.adapter is not None
-    base = tuned.without_adapter() if adapted else None
-    del tuned
-    base_rows = scored(base or load_base(config, mesh), "base", config.evaluation.shots)
-    return baseline_rows(data, config.evaluation, split="test") + base_rows + tuned_rows
+    base_rows = scored(base, "base", config.evaluation.shots)
+    between = []
+    for share in config.evaluation.interpolation:
+        rows = tuned_rows
+        if share < 1:
+            model = interpolated(base, tuned, share)
+            rows = scored(model, "tuned", (0,), f"interpolated ({share:g})")
+        between += [{**row, "interpolation": share} for row in rows]
+    baselines = baseline_rows(data, config.evaluation, split="test")
+    return baselines + base_rows + tuned_rows + between
 
 
 def _check_batch(config: RunConfig, mesh: Mesh) -> None:
     parts = num_row_shards(mesh) * config.train.micro_batches
-    if config.train.batch_size % parts:
-        raise InputError(
-            f"config.train.batch_size={config.train.batch_size} does not divide over "
-            f"{num_row_shards(mesh)} row shards and {config.train.micro_batches} micro-batches"
-        )
+    sizes = {"train.batch_size": config.train.batch_size}
+    if config.remedies.text_kl_weight:
+        sizes["remedies.text_rows"] = config.remedies.text_rows
+    for name, size in sizes.items():
+        if size % parts:
+            raise InputError(
+                f"config.{name}={size} does not divide over {num_row_shards(mesh)} row shards and "
+                f"{config.train.micro_batches} micro-batches"
+            )

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ift_jax.checkpoint import Checkpoints
-from ift_jax.config import TrainConfig
+from ift_jax.config import TrainConfig, read_run_config
 from ift_jax.evaluation.metrics import METRICS
 
 
@@ -48,8 +49,12 @@ def oriented_score(by: str, values: Mapping[str, float]) -> float | None:
     return -math.inf if math.isnan(value) else _sign(by) * value
 
 
-def choose(settings: TrainConfig, checkpoints: Checkpoints, num_steps: int) -> Chosen:
-    """The best checkpoint of a run that has ended."""
+def choose(settings: TrainConfig, checkpoints: Checkpoints, num_steps: int = 0) -> Chosen:
+    """The best checkpoint of a run.
+
+    Args:
+        num_steps: of the whole run; 0 where it is not known whether it stopped early.
+    """
     step, last = checkpoints.choose("best"), checkpoints.choose("latest")
     score, by = checkpoints.position(step).score, settings.select_by
     if score is None:
@@ -63,6 +68,19 @@ def choose(settings: TrainConfig, checkpoints: Checkpoints, num_steps: int) -> C
         )
     value = _sign(by) * score if math.isfinite(score) else None
     return Chosen(step, by, value, last, why)
+
+
+def chosen_of(workdir: Path) -> Chosen:
+    """What `load_workdir` takes of a run, whether it has ended or not.
+
+    Raises:
+        InputError: if it has no checkpoint yet.
+    """
+    checkpoints = Checkpoints(workdir)
+    try:
+        return choose(read_run_config(workdir).train, checkpoints)
+    finally:
+        checkpoints.close()
 
 
 def is_over(settings: TrainConfig, checkpoints: Checkpoints) -> bool:

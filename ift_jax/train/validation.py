@@ -14,6 +14,7 @@ from ift_jax.batch import Batch
 from ift_jax.config import RunConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.loader import Batches
+from ift_jax.data.neutral import NeutralTexts, neutral_texts
 from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
@@ -83,6 +84,7 @@ class Plan(NamedTuple):
         selecting: names of the tasks whose scores of train.select_by are averaged; () for loss.
         prompts: of the samples.
         max_new_tokens: of a sample.
+        texts: neutral text, where drift is measured or a remedy trains on it.
     """
 
     packed: Packed | None
@@ -90,6 +92,7 @@ class Plan(NamedTuple):
     selecting: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     max_new_tokens: int
+    texts: NeutralTexts | None
 
 
 def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Plan:
@@ -122,7 +125,19 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
         if each.name in names and settings.select_by in each.config.metrics
     )
     _check_selection(config, bool(trained), selecting)
-    return Plan(packed, tasks, selecting, *_samples(config, base, data))
+    prompts, max_new_tokens = _samples(config, base, data)
+    texts = _neutral(config, base)
+    return Plan(packed, tasks, selecting, prompts, max_new_tokens, texts)
+
+
+def _neutral(config: RunConfig, base: LanguageModel) -> NeutralTexts | None:
+    trains = bool(config.remedies.text_kl_weight)
+    if not (trains or config.neutral.num_texts):
+        return None
+    texts = neutral_texts(config.neutral, base.chat)
+    if trains:
+        texts.training_rows(config.train.seed)
+    return texts
 
 
 def _shortened(task: TaskData, count: int) -> TaskData:

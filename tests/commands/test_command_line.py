@@ -42,9 +42,12 @@ def test_without_a_verb_the_verbs_are_listed(place, arguments):
         ("data", ["config", "preview", "tokens", "output"]),
         ("train", ["config", "workdir"]),
         ("study", ["config", "workdir"]),
-        ("evaluate", ["config", "model", "split", "shots", "name", "output", "predictions"]),
+        (
+            "evaluate",
+            ["config", "model", "split", "shots", "interpolate", "name", "output", "predictions"],
+        ),
         ("generate", ["model", "prompt", "prompts", "output", "max_new_tokens", "temperature"]),
-        ("export", ["workdir", "output", "step", "dtype"]),
+        ("export", ["workdir", "output", "step", "dtype", "interpolate"]),
         ("report", ["workdirs", "output", "figures"]),
     ],
 )
@@ -228,7 +231,11 @@ def test_train_evaluate_generate_and_export_work_together(place):
     assert [item["ranked"] == item["reference"] for item in items].count(True) == sum(
         r["value"] * r["count"] for r in rows if (r["model"], r["metric"]) == ("tuned", "accuracy")
     )
-    again = json.loads((place.path / "scores.json").read_text())["rows"]
+    written = json.loads((place.path / "scores.json").read_text())
+    chosen = json.loads((run / "results.json").read_text())["chosen"]
+    assert (written["split"], written["chosen"]) == ("test", chosen)
+    assert "choose between models by --split=validation" in scored.stderr
+    again = written["rows"]
     again = [r for r in again if "class" not in r]
     assert [r for r in again if r["model"] == "tuned"] == [r for r in rows if r["model"] == "tuned"]
 
@@ -238,6 +245,13 @@ def test_train_evaluate_generate_and_export_work_together(place):
     assert "out: already exists" in place.refusal("export", "--workdir=run", "--output=out")
     assert "--step=nine: expected best, latest or one of [2]" in place.refusal(
         "export", "--workdir=run", "--output=new", "--step=nine"
+    )
+
+    assert "--interpolate: expected 0 (base) to 1 (tuned), got 2.0" in place.refusal(
+        "export", "--workdir=run", "--output=new", "--interpolate=2"
+    )
+    assert "--interpolate=0.5: out is no workdir, so it has no base" in place.refusal(
+        "evaluate", "--config=tiny.py", "--model=out", "--output=x.json", "--interpolate=0.5"
     )
 
     place.write_reviews([{"prompt": "Häuser?", "id": 7}], "p.jsonl")

@@ -334,3 +334,13 @@ def test_a_study_can_be_shown_beside_a_run(tmp_path):
     found = sections(study(tmp_path / "s"), training_run(tmp_path / "w"))
     assert json.dumps(found)  # plain text and numbers
     assert "tuned model, 0 shots, w" in table(found["scores"], "rating: 200")
+
+
+def test_a_run_without_a_validation_split_says_which_step_was_taken(tmp_path):
+    chosen = {"step": 6, "by": "last step", "last_step": 6, "why": "no validation split"}
+    results = {"rows": [], "chosen": chosen}
+    lines = '{"step": 6, "loss": 1.0}\n'
+    folder = write(tmp_path / "w", {"config.json": "{}", "results.json": dump(results),
+                                    "metrics.jsonl": lines})  # fmt: skip
+    rows = table(sections(folder)["training"], "Training in numbers")
+    assert next(iter(rows.values()))[-1] == "step 6, last step"
