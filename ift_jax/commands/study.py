@@ -3,7 +3,7 @@
 Scores the base model at each number of evaluation.shots, makes and scores every run of the
 config's section `study`, each in a workdir under W/runs, and says whether prompting helps, how
 many examples suffice, what was forgotten, and what helped against it. Run again on the same W,
-it goes on exactly where it stopped. `ift report --workdirs=W` makes a page of it.
+it goes on exactly where it stopped. Its last file is W/report.html, a page of all of it.
 """
 
 from absl import flags

@@ -1,13 +1,15 @@
 """metrics.jsonl as curves over steps, and what training cost."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
+from typing import Any
 
 from ift_jax.report.elements import (
     MAX_COLUMNS,
     MAX_FIGURES,
     MAX_POINTS,
+    MAX_ROWS,
     Curve,
     Lines,
     Section,
@@ -56,8 +58,10 @@ def _task_metrics(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         task, _, metric = key.removeprefix(_TASK_METRIC).rpartition("/")
         unit = "percent" if is_percent(metric) else metric
         found.append((f"{task}: {metric} in validation", unit, "", key))
-    if any("validation_accuracy" in line for run in runs for line in run.metrics):
-        found.append(("Accuracy in validation", "percent", "", "validation_accuracy"))
+    for metric in dict.fromkeys(key.rpartition("/")[2] for key in keys):
+        if sum(key.rpartition("/")[2] == metric for key in keys) > 1:  # else its task shows it
+            unit = "percent" if is_percent(metric) else metric
+            found.append((f"Mean {metric} in validation", unit, "", f"validation_{metric}"))
     return found
 
 
@@ -182,6 +186,9 @@ def costs_section(runs: Sequence[Run]) -> Section:
                 ],
             )
         )
+    studied = [cost for run in runs for cost in run.results.get("costs", [])]
+    if studied:
+        tables.append(_study_costs(studied))
     prompts = dict.fromkeys(_prompt_costs(runs))
     if prompts:
         tables.append(
@@ -213,6 +220,27 @@ def _cost(run: Run) -> tuple[str, ...]:
         f"{trained:,.0f} ({100 * trained / max(tokens, 1):.0f} %)",
         f"{median(speeds):,.0f}" if speeds else "–",
         duration(seconds) if speeds else "–",
+    )
+
+
+def _study_costs(costs: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            cost["model"] + (f" of {cost['train_size']:,}" if "train_size" in cost else ""),
+            str(cost["seed"]),
+            f"{cost['steps']:,}",
+            f"{cost['tokens']:,}",
+            f"{cost['trained_tokens']:,}",
+            duration(cost["training_s"]),
+            duration(cost["scoring_s"]),
+        ]
+        for cost in costs
+    ]
+    return Table(
+        "What each run of the study cost",
+        ["run", "seed", "steps", "tokens", "of them trained", "time of steps", "time of scoring"],
+        rows[:MAX_ROWS],
+        and_more(len(rows), MAX_ROWS, "runs in results.json"),
     )
 
 

@@ -111,7 +111,11 @@ class Sample(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page. One without content is left out, but for its notes."""
+    """A part of the page. One without content is left out, but for its notes.
+
+    Attributes:
+        findings: (question, answer).
+    """
 
     anchor: str
     title: str
@@ -120,6 +124,7 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     previews: Sequence[Preview] = ()
     samples: Sequence[Sample] = ()
+    findings: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
 
 

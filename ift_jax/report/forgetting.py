@@ -23,6 +23,7 @@ def forgetting_section(runs: Sequence[Run]) -> Section:
     """Changes with intervals as plots and tables, the matrices R[i][j], and drift."""
     changes = [change for run in runs for change in run.results.get("changes", [])]
     matrices = [matrix for run in runs for matrix in run.results.get("matrices", [])]
+    probes = [probe for run in runs for probe in run.results.get("probes", [])]
     drift = [sign for run in runs for sign in run.results.get("drift", [])]
     methods = list(dict.fromkeys(map(_method, changes)))
     ends = [100 * c[key] for c in changes if is_percent(c["metric"]) for key in ("low", "high")]
@@ -33,6 +34,7 @@ def forgetting_section(runs: Sequence[Run]) -> Section:
     ]
     tables = [_changes_table(changes)] if changes else []
     tables += [_matrix_table(matrix) for matrix in matrices[:MAX_MATRICES]]
+    tables += [_probes_table(probes)] if probes else []
     tables += [_drift_table(drift)] if drift else []
     notes = and_more(len(methods), MAX_FIGURES, "models, whose changes are not drawn")
     notes += and_more(len(matrices), MAX_MATRICES, "matrices in results.json")
@@ -148,6 +150,18 @@ def _matrix_table(matrix: Mapping[str, Any]) -> Table:
         rows[:MAX_ROWS],
         notes,
         shades[:MAX_ROWS],
+    )
+
+
+def _probes_table(probes: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        "Which probes count",
+        ["probe", "metric", "model before", "counts", "why"],
+        [
+            [p["task"], p["metric"], p["before"], "yes" if p["counted"] else "no", p["why"]]
+            for p in probes[:MAX_ROWS]
+        ],
+        and_more(len(probes), MAX_ROWS, "probes in results.json"),
     )
 
 

@@ -21,7 +21,9 @@ from ift_jax.report.inputs import MAX_REJECTED, Run
 MAX_PREVIEWS = 12
 MAX_PER_TASK = 2  # previews, and prompts with samples
 MAX_SAMPLES = 16
-MAX_STEPS = 4  # whose samples stand side by side
+MAX_ANSWERS = 8  # to a prompt, side by side
+MAX_STEPS = 4  # of them of one run
+MAX_SETS = 3  # of data, each with its tables
 MAX_TEXT = 600  # characters of a text
 HEAD_TOKENS, TAIL_TOKENS = 150, 250  # of a preview; what is trained stands at its end
 MAX_REJECTED_ROWS = 20
@@ -38,6 +40,17 @@ _MAIN_FIELDS = {
     "config.data.seed": "seed of the data",
     "config.train.seed": "seed of training",
 }
+
+
+def findings_section(runs: Sequence[Run]) -> Section:
+    """What a study says, in sentences."""
+    found = [one for run in runs for one in run.results.get("findings", [])]
+    return Section(
+        "findings",
+        "What the numbers say",
+        findings=[(one["question"], one["answer"]) for one in found[:MAX_ROWS]],
+        notes=and_more(len(found), MAX_ROWS, "findings in results.json"),
+    )
 
 
 def overview_section(runs: Sequence[Run]) -> Section:
@@ -83,16 +96,16 @@ def data_section(runs: Sequence[Run]) -> Section:
     """Splits, mixture and what was rejected, of each data set that differs from the others."""
     tables: list[Table] = []
     runs = [run for run in runs if run.card]
-    for names, run in _distinct(runs, lambda run: json.dumps(run.card, sort_keys=True)):
+    sets = list(_distinct(runs, lambda run: json.dumps(run.card, sort_keys=True)))
+    for names, run in sets[:MAX_SETS]:
         of = f" ({names})" if names else ""
         tables += [_splits_table(run.card, of), _removed_table(run.card, of)]
         if run.card["mixture"].get("tasks"):
             tables.append(_mixture_table(run.card["mixture"], of))
         if run.rejected:
             tables.append(_rejected_table(run, of))
-    shown = tables[: 4 * MAX_COLUMNS]
-    notes = and_more(len(tables), len(shown), "tables of data")
-    return Section("data", "Data", tables=shown, notes=notes)
+    notes = and_more(len(sets), MAX_SETS, "sets of data, in the workdirs' data/card.json")
+    return Section("data", "Data", tables=tables, notes=notes)
 
 
 def _distinct(runs: Sequence[Run], content: Callable[[Run], str]) -> Iterator[tuple[str, Run]]:
@@ -256,17 +269,20 @@ def samples_section(runs: Sequence[Run]) -> Section:
             prompts.setdefault(key, {})[run.name, line["step"]] = line["completion"]
     taken: dict[str, int] = {}
     samples = []
-    several = sum(bool(run.samples) for run in runs) > 1
+    sampled = [run for run in runs if run.samples]
+    shown = sampled[:MAX_COLUMNS]
+    steps = min(MAX_STEPS, MAX_ANSWERS // max(len(shown), 1))
     for key, answers in prompts.items():
         taken[key[0]] = taken.get(key[0], 0) + 1
         if taken[key[0]] <= MAX_PER_TASK:
-            samples.append(_sample(key, answers, runs, several))
+            samples.append(_sample(key, answers, shown, steps))
     notes = and_more(len(prompts), min(len(samples), MAX_SAMPLES), "prompts in samples.jsonl")
-    if any(len({line["step"] for line in run.samples}) > MAX_STEPS for run in runs):
-        notes.append(
-            f"Of each run the first step, the last, and {MAX_STEPS - 2} between them; all steps "
-            "stand in samples.jsonl."
+    notes += and_more(len(sampled), len(shown), "workdirs with samples")
+    if any(len({line["step"] for line in run.samples}) > steps for run in shown):
+        which = (
+            "its last step" if steps == 1 else f"{steps} steps, the first and the last among them"
         )
+        notes.append(f"Of each run {which}; all steps stand in samples.jsonl.")
     return Section(
         "samples",
         "Samples",
@@ -282,14 +298,14 @@ def _sample(
     key: tuple[str, ...],
     answers: Mapping[tuple[str, int], str],
     runs: Sequence[Run],
-    several: bool,
+    num_steps: int,
 ) -> Sample:
     task, template, prompt, reference = key
     shown = []
-    for run in runs[:MAX_COLUMNS]:
+    for run in runs:
         steps = sorted(step for name, step in answers if name == run.name)
-        for step in _spread(steps, MAX_STEPS):
-            who = f"{run.name}, step {step:,}" if several else f"step {step:,}"
+        for step in _spread(steps, num_steps):
+            who = f"{run.name}, step {step:,}" if len(runs) > 1 else f"step {step:,}"
             shown.append((who, cut(answers[run.name, step], MAX_TEXT)))
     return Sample(
         f"{task}, template “{template}”", cut(prompt, MAX_TEXT), cut(reference, MAX_TEXT), shown
@@ -297,12 +313,14 @@ def _sample(
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the steps, evenly spread from the first to the last.
+    """At most `most` of the steps, evenly spread from the first to the last; of one the last.
 
     Example:
-        >>> _spread([0, 10, 20, 30, 40, 50, 60], 3)
-        [0, 30, 60]
+        >>> _spread([0, 10, 20, 30, 40, 50, 60], 3), _spread([0, 10], 1)
+        ([0, 30, 60], [10])
     """
     if len(steps) <= most:
         return list(steps)
+    if most == 1:
+        return [steps[-1]]
     return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ift_jax.report.forgetting import forgetting_section
 from ift_jax.report.inputs import Run, read_runs
 from ift_jax.report.inspected import (
     data_section,
+    findings_section,
     overview_section,
     preview_section,
     samples_section,
@@ -70,11 +72,19 @@ def write_report(folders: Sequence[Path], output: Path, figures: Path | None = N
     return Report(output, written, [] if can_draw() else [WITHOUT_FIGURES])
 
 
+def leave_report(workdir: Path) -> None:
+    """Writes a workdir's own report.html, and says where it is and what it lacks."""
+    report = write_report([workdir], workdir / "report.html")
+    for note in (*report.notes, f"report: {report.page}"):
+        print(note, file=sys.stderr)
+
+
 def page_sections(runs: Sequence[Run]) -> list[Section]:
     """The sections of the page in order, those without any content left out."""
     rows = all_rows(runs)
     study: Any = next((run.results for run in runs if run.is_study), {})
     sections = [
+        findings_section(runs),
         overview_section(runs),
         scores_section(rows),
         forgetting_section(runs),
@@ -115,7 +125,7 @@ def _with_missing(section: Section, runs: Sequence[Run]) -> Section:
 
 
 def _has_content(section: Section) -> bool:
-    return any((section.plots, section.tables, section.previews, section.samples))
+    return any(section[3:-1])
 
 
 def all_plots(sections: Sequence[Section]) -> list[Plot]:

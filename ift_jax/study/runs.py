@@ -22,6 +22,7 @@ from ift_jax.evaluation.predictions import Line
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
+from ift_jax.report.page import leave_report
 from ift_jax.sharding import make_mesh
 from ift_jax.study.config import StudyConfig
 from ift_jax.study.outcome import (
@@ -63,6 +64,7 @@ def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
     results = study_results(config, workdir, plan)
     replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     print(summary_text(results))
+    leave_report(workdir)
     return results
 
 

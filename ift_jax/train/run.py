@@ -22,7 +22,7 @@ from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel, load_pretrained
-from ift_jax.report.page import write_report
+from ift_jax.report.page import leave_report
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
 from ift_jax.train.fisher import fisher_examples
@@ -53,7 +53,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
         print(results_table(rows))
         if not (workdir / "report.html").exists():  # stopped between the two files
-            _report(workdir)
+            leave_report(workdir)
         return rows
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -64,7 +64,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     written = {"rows": rows, "chosen": tuned.chosen.to_json(), "drift": drift}
     replace_text(results, json.dumps(written, indent=2) + "\n")
     print(results_table(rows))
-    _report(workdir)
+    leave_report(workdir)
     return rows
 
 
@@ -102,13 +102,6 @@ def tune(
     write_preview(data, workdir / "data" / "preview.jsonl")
     tuned, chosen = fit(config, workdir, mesh, model, data, plan)
     return Tuned(tuned, data, chosen, plan.texts)
-
-
-def _report(workdir: Path) -> None:
-    """Writes report.html, and says what a reader of it should know."""
-    report = write_report([workdir], workdir / "report.html")
-    for note in (*report.notes, f"report: {report.page}"):
-        print(note, file=sys.stderr)
 
 
 def with_full_path(config: RunConfig) -> RunConfig:

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from workdirs import (
+    CARD,
     EVIL,
     dump,
     lines,
@@ -115,6 +116,15 @@ def test_changes_per_task_have_intervals_and_what_does_not_count_is_grey(tmp_pat
     assert len({tuple(plot.reach) for plot in forgetting.plots}) == 1  # drawn to one scale
 
 
+def test_a_study_says_what_it_found_which_probes_count_and_what_it_cost(tmp_path):
+    found = sections(study(tmp_path / "s"))
+    assert found["findings"].findings[1] == ("What was forgotten?", "names, topic and nli.")
+    probes = table(found["forgetting"], "Which probes count")
+    assert probes["summary"] == ["rougeL", "probes", "no", "70 [64–76] against 10 [6–14]"]
+    costs = table(found["costs"], "What each run of the study cost")
+    assert costs["single of 50"] == ["0", "12", "6,000", "100", "1 min 33 s", "42 s"]
+
+
 def test_a_learning_curve_has_bands_and_the_levels_of_prompting(tmp_path):
     sizes = sections(study(tmp_path / "s"))["sizes"]
     [plot] = sizes.plots  # of the task that was to be learned
@@ -190,6 +200,23 @@ def test_many_rows_and_runs_are_cut_with_a_note(tmp_path):
     assert "and 4 more workdirs" in found["overview"].tables[0].notes
 
 
+def test_the_mean_that_selects_is_drawn_where_there_are_several_tasks(tmp_path):
+    checked = {"validation/a/accuracy": 0.4, "validation/b/accuracy": 0.6}
+    line = {"step": 3, "validation_loss": 1.0, **checked, "validation_accuracy": 0.5}
+    folder = write(tmp_path / "w", {"config.json": "{}", "metrics.jsonl": lines([line])})
+    titles = [plot.title for plot in sections(folder)["training"].plots]
+    assert titles[1:] == [
+        "a: accuracy in validation", "b: accuracy in validation", "Mean accuracy in validation",
+    ]  # fmt: skip
+
+
+def test_a_step_that_was_chosen_without_validation_has_no_value(tmp_path):
+    folder = training_run(tmp_path / "w")
+    write(folder, {"results.json": dump({"rows": [], "chosen": {"step": 7, "by": "the last"}})})
+    numbers = table(sections(folder)["training"], "Training in numbers")
+    assert numbers["w"][-1] == "step 7, the last"
+
+
 def test_costs_are_tokens_speed_and_time(tmp_path):
     costs = sections(training_run(tmp_path / "w"))["costs"]
     assert table(costs, "What training cost")["w"] == [
@@ -247,9 +274,26 @@ def test_samples_of_a_prompt_stand_side_by_side_over_steps_and_runs(tmp_path):
         f"{run}, step {step}" for run in "ab" for step in (0, 30, 90, 120)
     ]
     assert found.samples[0].answers[4][1].startswith("b 0 ")
-    assert any("first step, the last, and 2 between" in note for note in found.notes)
+    assert any("4 steps, the first and the last among them" in note for note in found.notes)
     one = sections(folders[0])["samples"].samples[0]
     assert [who for who, _ in one.answers] == ["step 0", "step 30", "step 90", "step 120"]
+
+
+def test_of_many_runs_the_last_samples_are_shown(tmp_path):
+    found = sections(*(training_run(tmp_path / f"run{n}") for n in range(9)))["samples"]
+    assert [who for who, _ in found.samples[0].answers] == [f"run{n}, step 120" for n in range(8)]
+    assert "and 1 more workdirs with samples" in found.notes
+
+
+def test_of_many_data_sets_the_first_are_shown(tmp_path):
+    folders = [training_run(tmp_path / f"run{n}") for n in range(5)]
+    for number, folder in enumerate(folders):
+        write(folder, {"data/card.json": dump({**CARD, "max_length": number})})
+    data = sections(*folders)["data"]
+    assert [t.caption for t in data.tables if t.caption.startswith("Splits")] == [
+        "Splits (run0)", "Splits (run1)", "Splits (run2)",
+    ]  # fmt: skip
+    assert data.notes == ["and 2 more sets of data, in the workdirs' data/card.json"]
 
 
 def test_what_is_missing_leaves_a_line(tmp_path):

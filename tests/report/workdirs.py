@@ -238,6 +238,32 @@ def study(folder: Path) -> Path:
         "runs": ["runs/single"],
         "matrices": [matrix(method, kept) for method, kept in METHODS.items()],
         "changes": changes,
+        "findings": [
+            {"question": "Does prompting help?", "answer": f"At 5 shots it scores 27. {EVIL}"},
+            {"question": "What was forgotten?", "answer": "names, topic and nli."},
+        ],
+        "probes": [
+            {
+                "task": task,
+                "metric": metric,
+                "before": "probes",
+                "counted": task != "summary",
+                "why": "70 [64–76] against 10 [6–14]",
+            }
+            for task, metric in PROBES.items()
+        ],
+        "costs": [
+            {
+                "model": "single",
+                "seed": 0,
+                "train_size": 50,
+                "steps": 12,
+                "tokens": 6000,
+                "trained_tokens": 100,
+                "training_s": 93.0,
+                "scoring_s": 41.5,
+            }
+        ],
         "drift": [
             {"model": method, "measure": measure, "value": value}
             for method, value in (("single", 0.021), ("l2_sp", 0.008))
