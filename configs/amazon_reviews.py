@@ -28,6 +28,7 @@ def get_config():
     config.data.on_too_long = "truncate"
     config.train.batch_size = 4
     config.train.eval_every = 25
+    config.train.eval_metrics = ("accuracy",)
     config.train.select_by = "accuracy"
     config.optimizer.peak_lr = 5e-5
     config.evaluation.shots = (0, 5)

@@ -29,6 +29,7 @@ def get_config():
     config.train.batch_size = 10
     config.train.num_epochs = 1.5
     config.train.eval_every = 30
+    config.train.eval_metrics = ("accuracy",)
     config.train.select_by = "accuracy"
     config.optimizer.peak_lr = 1e-4
     config.evaluation.shots = (0, 5)

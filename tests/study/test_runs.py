@@ -152,8 +152,8 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(
     workdir = tmp_path / "W"
     save, tune, made = Checkpoints.save, runs.tune, []
 
-    def stopped(self, state, score):
-        save(self, state, score)
+    def stopped(self, state, score, *frozen):
+        save(self, state, score, *frozen)
         if "single" in str(self.folder) and int(state.step) == 2:
             raise KeyboardInterrupt
 
