@@ -4,14 +4,18 @@ Training, ranking and generation all build their prompts here, so they cannot di
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from ift_jax.data.chat_template import ChatTemplate
+from ift_jax.data.chat_template import Message as Message
+from ift_jax.data.tokenization import Encoded, Layout, Tokenization
 from ift_jax.errors import InputError, one_line
 
 # For base models: turns on lines of their own, an answer closed by the end-of-sequence token.
@@ -20,8 +24,6 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
 _MARK = "\u2063content\u2063"  # invisible separators: no template treats them as markup
-
-Message = Mapping[str, str]
 
 
 class Turns(NamedTuple):
@@ -44,35 +46,6 @@ class Turns(NamedTuple):
 
 class UnusableTurns(ValueError):
     """A conversation that the chat template refuses or rewrites; the message says why."""
-
-
-class Layout(NamedTuple):
-    """A conversation as text, and the characters whose tokens are trained."""
-
-    text: str
-    trained: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Encoded:
-    """A conversation as token ids.
-
-    Attributes:
-        ids: int32 [n].
-        trained: bool [n]; True where token i is a target.
-        text: what was tokenized.
-        encoding: the tokenizer's own answer.
-    """
-
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    text: str
-    encoding: Any
-
-    @property
-    def spans(self) -> NDArray[np.int32]:
-        """int32 [n, 2]; the characters of the text that token i covers."""
-        return np.array(self.encoding.offsets, np.int32).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -148,9 +121,7 @@ class Chat:
         """The text before an answer: all turns, and the opening of the assistant's."""
         if not messages:
             return self._first_opening()
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        return self.template.prompt(messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> NDArray[np.int32]:
         """Token ids of `prompt_text`."""
@@ -210,15 +181,7 @@ class Chat:
             token    2  +  2  =  4  <end>
             trained  .  .  .  .  x  x
         """
-        layouts = list(layouts)
-        texts = [layout.text for layout in layouts]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [
-            Encoded(
-                np.array(encoding.ids, np.int32), _trained(layout, encoding), layout.text, encoding
-            )
-            for layout, encoding in zip(layouts, encodings, strict=True)
-        ]
+        return self.tokenization.encode(list(layouts))
 
     def count_tokens(self, texts: Iterable[str]) -> dict[str, int]:
         """The number of tokens of each distinct text, tokenized by itself."""
@@ -253,22 +216,19 @@ class Chat:
             self.known_characters.add(character)
         return ""
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template."""
+        return ChatTemplate(self.tokenizer)
+
+    @cached_property
+    def tokenization(self) -> Tokenization:
+        """The tokenizer, with the tokens of words that it met."""
+        return Tokenization(self._backend)
+
     @property
     def _backend(self) -> Any:
         return self.tokenizer.backend_tokenizer
-
-
-def _trained(layout: Layout, encoding: Any) -> NDArray[np.bool_]:
-    trained = np.zeros(len(encoding.ids), bool)
-    for begin, end in layout.trained:
-        first, last = encoding.char_to_token(begin), encoding.char_to_token(end - 1)
-        if first is None or last is None:  # a character that no token covers, such as a space
-            spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-            trained |= (spans[:, 1] > begin) & (spans[:, 0] < end)
-        else:
-            # The span ends in a special token, so no other token has its last character.
-            trained[first : last + 1] = True
-    return trained
 
 
 def _set_plain_template(tokenizer: Any) -> None:

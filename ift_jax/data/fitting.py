@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ift_jax.data.chat import Chat, Encoded, UnusableTurns
+from ift_jax.data.chat import Chat, UnusableTurns
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.records import Rejected
+from ift_jax.data.tokenization import Encoded
 from ift_jax.errors import InputError
 
 _ELLIPSIS = " ... "
@@ -54,9 +55,10 @@ def fit_examples(
     encoded = chat.encode_layouts(layouts)
     # Ranking puts each choice behind the prompt, so there must be room for the longest.
     counts = chat.count_tokens({c for e in clean for c in (*e.choices, e.completion) if e.choices})
+    some_missing = chat.missing_character("".join(layout.text for layout in layouts))
     fitted = []
     for example, tokens in zip(clean, encoded, strict=True):
-        if missing := chat.missing_character(tokens.text):
+        if some_missing and (missing := chat.missing_character(tokens.text)):
             detail = f"the tokenizer has no token for {missing!r} and would drop it"
             rejected.append(Rejected(example.origin, "no_token", detail))
             continue

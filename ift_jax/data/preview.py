@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ift_jax.data.chat import Encoded
 from ift_jax.data.files import replace_text
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.pipeline import DataSet
+from ift_jax.data.tokenization import Encoded
 
 EXAMPLES_A_TASK = 2  # in the file of a run
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ift_jax.data.chat import Chat, Encoded, Message
+from ift_jax.data.chat import Chat, Message
 from ift_jax.data.config import TaskConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.store import Chosen
+from ift_jax.data.tokenization import Encoded
 
 EXEMPLARS = 1024  # training examples a template that prompts choose their exemplars from
 _CHUNK = 2048  # prompts that are tokenized at a time

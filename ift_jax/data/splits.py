@@ -11,7 +11,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 from ift_jax.errors import InputError
 
@@ -24,8 +26,12 @@ SPLITS = ("test", "train", "validation")
 BREAKS = r"\s!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u205e\u3001-\u303f"
 _BREAK = re.compile(rf"[{BREAKS}]+")
 _BETWEEN_DIGITS = re.compile(rf"(?<=\d)[{BREAKS}]+(?=\d)")
+_SPACED_DIGITS = re.compile(rf"\d[{BREAKS}]+\d")  # a quick look whether there are any
+# Deletes the breaks of a text of ASCII characters, faster than an expression does.
+_ASCII_BREAKS = dict.fromkeys(c for c in range(128) if _BREAK.match(chr(c)))
 
 
+@lru_cache(maxsize=64)  # a record's columns are asked for more than once
 def normalise(text: str) -> str:
     """`text` as duplicates see it: Unicode NFKC, casefolded, whitespace runs made one space.
 
@@ -231,16 +237,22 @@ def _digest(normalised: Iterable[str]) -> str:
 
 def _letters(text: str) -> str:
     """`text` without breaks, but for one space between digits; unless nothing else is left."""
+    if not _SPACED_DIGITS.search(text):
+        return (text.translate(_ASCII_BREAKS) if text.isascii() else _BREAK.sub("", text)) or text
     return " ".join(_BREAK.sub("", part) for part in _BETWEEN_DIGITS.split(text)) or text
 
 
 def _keyed_hash(key: str, salt: str, *, purpose: bytes) -> int:
     """64 bits; `purpose` keeps splits and subsets independent of each other."""
-    salt_digest = hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()
-    digest = hashlib.blake2b(
-        key.encode("utf-8", "surrogatepass"), digest_size=8, key=salt_digest, person=purpose
-    )
+    digest = _keyed(salt, purpose).copy()
+    digest.update(key.encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest(), "big")
+
+
+@lru_cache(maxsize=16)
+def _keyed(salt: str, purpose: bytes) -> Any:
+    salt_digest = hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.blake2b(digest_size=8, key=salt_digest, person=purpose)
 
 
 def _balanced(counts: Mapping[Hashable, int], size: int) -> list[Hashable]:

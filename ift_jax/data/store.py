@@ -13,9 +13,9 @@ from typing import BinaryIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ift_jax.data.chat import Encoded
 from ift_jax.data.examples import Example
 from ift_jax.data.packing import Pair, Tokens
+from ift_jax.data.tokenization import Encoded
 from ift_jax.errors import InputError
 
 _FIELDS = tuple(Example.__slots__)
