@@ -85,7 +85,7 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
         subset=task.subset,
         split=split,
     ):
-        if isinstance(row, Record) and any("-" in name for name in row.fields):
+        if isinstance(row, Record) and "-" in "".join(row.fields):
             yield Record(_renamed(row.fields), row.origin)
         else:
             yield row

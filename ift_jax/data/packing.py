@@ -56,14 +56,16 @@ class Tokens:
         A handful is not worth a place of its own, so the result has MIN_PREFIX tokens or none.
         """
         prefix = self.get(0)[0]
-        shared = len(prefix)
+        shared, data = len(prefix), prefix.tobytes()
         for number in range(len(self.lengths)):
             ids, trained = self.get(number)
-            first_target = int(np.argmax(trained)) if trained.any() else len(ids)
+            first_target = int(trained.argmax())
+            if not trained[first_target]:
+                first_target = len(ids)
             # The last token before a target must stay in the row: it predicts that target.
             shared = max(min(shared, first_target - 1, len(ids) - 1), 0)
-            differs = np.flatnonzero(ids[:shared] != prefix[:shared])
-            shared = int(differs[0]) if len(differs) else shared
+            if ids[:shared].tobytes() != data[: ids.itemsize * shared]:
+                shared = int(np.flatnonzero(ids[:shared] != prefix[:shared])[0])
             if shared < MIN_PREFIX:
                 return prefix[:0]
         return prefix[:shared]
@@ -193,7 +195,9 @@ def _best_fit(
 
 def _last_with(open_rows: list[int], targets_left: list[int], targets: int) -> int | None:
     """Takes out the last of the newest eight rows that has room for so many targets."""
-    for place in range(len(open_rows) - 1, max(len(open_rows) - 9, -1), -1):
+    if targets_left[open_rows[-1]] >= targets:
+        return open_rows.pop()
+    for place in range(len(open_rows) - 2, max(len(open_rows) - 9, -1), -1):
         if targets_left[open_rows[place]] >= targets:
             return open_rows.pop(place)
     return None

@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,25 @@ from ift_jax.data.records import Rejected
 from ift_jax.data.store import Store
 from ift_jax.errors import InputError
 
+_THREADS = "TOKENIZERS_PARALLELISM"  # read at each call
+
 
 def use_one_core() -> None:
     """Keeps the tokenizer from running a thread a core, where each process has a part."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ[_THREADS] = "false"
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """`use_one_core` for a while."""
+    before = os.environ.get(_THREADS)
+    use_one_core()
+    try:
+        yield
+    finally:
+        del os.environ[_THREADS]
+        if before is not None:
+            os.environ[_THREADS] = before
 
 
 def is_done(part: Path, key: Mapping[str, str]) -> bool:

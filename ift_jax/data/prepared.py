@@ -38,7 +38,7 @@ from ift_jax.data.fitting import encode_examples
 from ift_jax.data.hub import hub_revision
 from ift_jax.data.loader import RowSource, fill_row
 from ift_jax.data.packing import Pair
-from ift_jax.data.parts import collect_part, is_done, load_part, use_one_core
+from ift_jax.data.parts import collect_part, is_done, load_part, one_core, use_one_core
 from ift_jax.data.pipeline import DataSet, Known, TaskData, assemble, build, write_card
 from ift_jax.data.rows import pack
 from ift_jax.data.shots import exemplar_pool
@@ -153,10 +153,14 @@ def prepare(
     if len(jobs) == 1:
         collect_part(*jobs[0])
     elif jobs:
-        # Not forked: JAX and the tokenizer run threads.
+        # Not forked: JAX and the tokenizer run threads. This process takes a share of its own.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(jobs), context, use_one_core) as pool:
-            list(pool.map(collect_part, *zip(*jobs, strict=True)))
+        with ProcessPoolExecutor(len(jobs) - 1, context, use_one_core) as pool:
+            others = [pool.submit(collect_part, *job) for job in jobs[1:]]
+            with one_core():
+                collect_part(*jobs[0])
+            for other in others:
+                other.result()
     missing = [i for i in range(total) if not is_done(parts / f"{i}-of-{total}", key)]
     if missing:
         hosts = sorted({i // num_processes for i in missing})
@@ -265,9 +269,10 @@ def _write_shards(source: RowSource, folder: Path) -> dict[str, Any]:
 def encode_row(members: Sequence[Pair]) -> bytes:
     """The examples of a row as bytes: their number, lengths, ids, and a bit a token."""
     lengths = [len(ids) for ids, _ in members]
-    numbers = np.concatenate([[len(members)], lengths, *(ids for ids, _ in members)])
+    head = np.array([len(members), *lengths], "<i4")
+    ids = [ids.astype("<i4", copy=False) for ids, _ in members]
     bits = np.packbits(np.concatenate([trained for _, trained in members]))
-    return numbers.astype("<i4").tobytes() + bits.tobytes()
+    return b"".join([head, *ids, bits])
 
 
 def decode_row(data: bytes) -> list[Pair]:

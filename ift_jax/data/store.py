@@ -183,9 +183,9 @@ def _pack(ids: NDArray[np.int32], trained: NDArray[np.bool_]) -> bytes:
 
 
 def _unpack(data: bytes, length: int) -> Pair:
-    ids = np.frombuffer(data, "<i4", length).astype(np.int32)
+    ids = np.frombuffer(data, "<i4", length).astype(np.int32, copy=False)
     bits = np.frombuffer(data, np.uint8, offset=4 * length)
-    return ids, np.unpackbits(bits, count=length).astype(bool)
+    return ids, np.unpackbits(bits, count=length).view(bool)
 
 
 class Chosen(Sequence[Example]):

@@ -129,6 +129,7 @@ class Compiled(NamedTuple):
 
     template: jinja2.Template
     draws: bool  # whether it uses random numbers
+    constant: bool  # whether it gives the same for every record
 
 
 @lru_cache(maxsize=256)
@@ -145,7 +146,22 @@ def compiled(text: str, strict: bool) -> Compiled:
     filters = {node.name for node in tree.find_all(nodes.Filter)}
     names = {node.name for node in tree.find_all(nodes.Name)}
     draws = bool(filters & {"choice", "random"}) or "lipsum" in names
-    return Compiled(environment.from_string(tree), draws)
+    constant = not (names or draws or tree.find(nodes.Call))
+    return Compiled(environment.from_string(tree), draws, constant)
+
+
+@lru_cache(maxsize=256)
+def constant_choices(text: str, strict: bool) -> tuple[str, ...]:
+    """The parts of answer choices that are the same for every record."""
+    return tuple(split(compiled(text, strict).template.render(), strict))
+
+
+def split(text: str, strict: bool) -> list[str]:
+    """The stripped parts of what was rendered; separators that are data stay in them."""
+    if len(text) > MAX_OUTPUT_CHARS:
+        raise MemoryError
+    guard = STRICT_GUARD if strict else COMPATIBLE_GUARD
+    return [part.replace(guard, SEPARATOR).strip() for part in text.split(SEPARATOR)]
 
 
 def render(
@@ -155,24 +171,20 @@ def render(
     if "answer_choices" in record:
         raise ReservedColumn("the record has a column answer_choices, which templates reserve")
     template = compiled(jinja if strict else truncating(jinja), strict)
-    choices_template = None if answer_choices is None else compiled(answer_choices, strict)
-    if template.draws or (choices_template and choices_template.draws):
+    choices_template = compiled(answer_choices or "", strict)
+    if template.draws or choices_template.draws:
         random.seed(seed(jinja, record))
     guard = STRICT_GUARD if strict else COMPATIBLE_GUARD
     guarded = {
         column: value.replace(SEPARATOR, guard) if isinstance(value, str) else value
         for column, value in record.items()
     }
-
-    def split(text: str) -> list[str]:
-        if len(text) > MAX_OUTPUT_CHARS:
-            raise MemoryError
-        return [part.replace(guard, SEPARATOR).strip() for part in text.split(SEPARATOR)]
-
     choices = None
-    if choices_template:
-        choices = split(choices_template.template.render(**guarded))
-    return split(template.template.render(**guarded, answer_choices=choices)), choices
+    if answer_choices is not None and choices_template.constant:
+        choices = list(constant_choices(answer_choices, strict))  # the template may change it
+    elif answer_choices is not None:
+        choices = split(choices_template.template.render(**guarded), strict)
+    return split(template.template.render(**guarded, answer_choices=choices), strict), choices
 
 
 def truncating(jinja: str) -> str:
@@ -214,10 +226,13 @@ def describe(error: Exception, record: Any) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def encode(reply: list[Any]) -> bytes:
     """A reply as one line of JSON."""
     # Lone surrogates, which JSON files can hold, must come back as they went.
-    return json.dumps(reply, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    return _TO_JSON(reply).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def answer(jinja: str, answer_choices: str | None, strict: bool, pickled_record: bytes) -> bytes:
