@@ -46,17 +46,17 @@ class ChatTemplate:
         template = self.tokenizer.chat_template
         known = prints_contents_only(template) if isinstance(template, str) else False
         if not (known and messages and all(map(_is_plain, messages))):
-            return self.run(list(messages))
+            return self.run(messages)
         pieces, places = self._between(template, tuple(message["role"] for message in messages))
         pieces = pieces.copy()
         for number, place in enumerate(places):
             pieces[2 * number + 1] = messages[place]["content"]
         return "".join(pieces)
 
-    def run(self, messages: list[Message]) -> str:
+    def run(self, messages: Sequence[Message]) -> str:
         """The same, by running the template."""
         return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            list(messages), tokenize=False, add_generation_prompt=True
         )
 
     def _run_once(self, template: str, roles: tuple[str, ...]) -> tuple[list[str], list[int]]:
@@ -106,8 +106,9 @@ def _is_harmless(
     if name.name == "messages":
         if isinstance(use, nodes.For):
             return use.iter is name and isinstance(use.target, nodes.Name)
-        one = isinstance(use, nodes.Getitem) and use.node is name and name.ctx == "load"
-        return one and isinstance(use.arg, nodes.Const) and _field(above[use], use) == "role"
+        if isinstance(use, nodes.Getitem) and isinstance(use.arg, nodes.Const):
+            return use.node is name and _field(above[use], use) == "role"
+        return False
     if name.name not in turns:
         return True
     if name.ctx == "store":

@@ -270,9 +270,9 @@ def encode_row(members: Sequence[Pair]) -> bytes:
     """The examples of a row as bytes: their number, lengths, ids, and a bit a token."""
     lengths = [len(ids) for ids, _ in members]
     head = np.array([len(members), *lengths], "<i4")
-    ids = [ids.astype("<i4", copy=False) for ids, _ in members]
+    ids = b"".join(ids.astype("<i4", copy=False).data for ids, _ in members)
     bits = np.packbits(np.concatenate([trained for _, trained in members]))
-    return b"".join([head, *ids, bits])
+    return head.tobytes() + ids + bits.tobytes()
 
 
 def decode_row(data: bytes) -> list[Pair]:
