@@ -206,7 +206,7 @@ def _whiskers_figure(plot: Whiskers) -> Any:
         colour = _colour(dot.colour)
         axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=2.2, alpha=0.55,
                   solid_capstyle="round")  # fmt: skip
-        axes.plot([dot.value], [row], color=colour, marker="o", markersize=5)
+        axes.plot([dot.value], [row], color=colour, marker="o", markersize=5, clip_on=False)
         axes.text(0, row - 0.3, dot.label, transform=axes.get_yaxis_transform(), va="center",
                   color=_INK, fontsize=8)  # fmt: skip
     axes.set_ylim(len(plot.dots) - 0.5, -0.7)

@@ -267,7 +267,8 @@ def sizes_section(rows: Sequence[Row], target: str) -> Section:
             if len(sized) > 1
         }
         if curves:
-            levels = _by_label(r for r in final_rows(of_task) if "train_size" not in r)
+            untrained = (*BASELINES, "base")
+            levels = _by_label(r for r in final_rows(of_task) if r["model"] in untrained)
             plots.append(_sizes_plot(task, first, curves, levels))
             tables.append(_sizes_table(task, first, curves))
     return Section(
