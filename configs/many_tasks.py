@@ -18,10 +18,13 @@ _SETS = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
 _LONG = ("xquad", "chat_multiturn")
 # Sets with a validation split of their own.
 _HELD_OUT = ("ner", "t0_validation")
+# Its tasks hold out whole families: their rows show the same few texts behind other templates.
+_BY_FAMILY = "t0_p3_templates"
 
 
 def get_config():
     config = default_config()
+    families = [task.name for task in _SETS["tasks"](_BY_FAMILY)]
     tasks = [
         task for name in _SETS["names"]() if name not in _LONG for task in _SETS["tasks"](name)
     ]
@@ -30,10 +33,9 @@ def get_config():
         task.balance_by = ""
         task.validation_size = 20 if task.name in _HELD_OUT else 0
         task.test_size = 0
-        if task.weight and not task.test_source:
-            task.test_fraction = 0.05
-        if task.weight:
+        if task.weight and task.name not in families:
             task.validation_fraction = 0.003
+            task.test_fraction = 0.0 if task.test_source else 0.05
     config.data.tasks = tuple(tasks)
     config.data.max_length = 512
     config.data.row_length = 512

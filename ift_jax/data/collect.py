@@ -22,6 +22,7 @@ from ift_jax.data.examples import (
     load_task_templates,
 )
 from ift_jax.data.fitting import Fitted, fit_examples
+from ift_jax.data.leaks import MARKS, Marks
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.sources import read_records
 from ift_jax.data.store import Store
@@ -34,6 +35,7 @@ INDEX = np.dtype(
         ("number", "i8"),  # in the store
         ("record", "i8"),  # chunk * 2^32 + place in it: the order of the source
         ("content", "u8", 2),
+        ("exact", "u8", 2),
         ("key", "u8", 2),
         ("group", "u8", 2),
         ("label", "i4"),  # in Collected.labels
@@ -50,6 +52,7 @@ class Collected:
 
     Attributes:
         index: INDEX [n], in the order of the source.
+        marks: MARKS [m], of the records in the index.
         labels: the values that `index["label"]` points at.
         rejected: (chunk, rejection).
         num_records: of the whole source, whatever part of it was taken.
@@ -58,6 +61,7 @@ class Collected:
     """
 
     index: NDArray[Any] = field(default_factory=lambda: np.zeros(0, INDEX))
+    marks: NDArray[Any] = field(default_factory=lambda: np.zeros(0, MARKS))
     labels: list[str] = field(default_factory=list)
     rejected: list[tuple[int, Rejected]] = field(default_factory=list)
     num_records: int = 0
@@ -69,10 +73,14 @@ Source = str | tuple[str, ...]
 
 
 def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record | Rejected]:
-    """The records of a task's source, with `-` in their columns' names made `_`.
+    """The records of a task's source, with `-` in their columns' names made `_`, and renamed.
 
     A template cannot name a column with `-`; promptsource's readers replace it too.
+
+    Raises:
+        InputError: as `read_records`, and if a renamed column takes the place of another.
     """
+    renamed = task.renamed
     for row in read_records(
         source,
         file_format=task.file_format,
@@ -86,12 +94,19 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
         split=split,
     ):
         if isinstance(row, Record) and "-" in "".join(row.fields):
-            yield Record(_renamed(row.fields), row.origin)
-        else:
-            yield row
+            row = Record(_underscored(row.fields), row.origin)
+        if isinstance(row, Record) and renamed:
+            if taken := set(renamed.values()) & row.fields.keys():
+                raise InputError(
+                    f"{row.origin}: has a column {min(taken)!r} already; see "
+                    f"config.data.tasks: {task.name}.rename"
+                )
+            fields = {renamed.get(name, name): value for name, value in row.fields.items()}
+            row = Record(fields, row.origin)
+        yield row
 
 
-def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _underscored(fields: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {name.replace("-", "_"): value for name, value in fields.items()}
     return renamed if len(renamed) == len(fields) else dict(fields)
 
@@ -145,7 +160,7 @@ def collect(
     templates = load_task_templates(task)
     found = Collected()
     label_codes: dict[str, int] = {}
-    pieces = [np.zeros(0, INDEX)]
+    pieces, mark_pieces = [np.zeros(0, INDEX)], [np.zeros(0, MARKS)]
     fmt, chunk = "", 0
     for split, where, hub_split in task_sources(task, source):
         rows = read_task(task, where, hub_split)
@@ -159,15 +174,17 @@ def collect(
             found.num_records += sum(_num_records(row, fmt) for row in taken)
             if chunk % part[1] == part[0]:
                 rejected = [row for row in taken if isinstance(row, Rejected)]
+                marks: dict[str, Marks] = {}
                 if templates:
-                    made = from_templates(task, templates, records, config.seed, rejected)
+                    made = from_templates(task, templates, records, config.seed, rejected, marks)
                 else:
-                    made = from_conversations(task, fmt, records, rejected)
+                    made = from_conversations(task, fmt, records, rejected, marks)
                 fitted = fit_examples(made, config, chat, rejected)
                 pieces.append(_index(fitted, chunk, split, label_codes, store))
+                mark_pieces.append(_marks(fitted, pieces[-1], marks))
                 found.rejected += [(chunk, one) for one in rejected]
             chunk += 1
-    found.index = np.concatenate(pieces)
+    found.index, found.marks = np.concatenate(pieces), np.concatenate(mark_pieces)
     found.labels = list(label_codes)
     _refuse_missing_columns(task, templates, found)
     return found
@@ -194,6 +211,7 @@ def _index(
                 store.append(example, tokens),
                 chunk << 32 | places.setdefault(example.origin, len(places)),
                 _halves(example.content),
+                _halves(example.exact),
                 _halves(example.key),
                 _halves(example.group),
                 label_codes.setdefault(example.label, len(label_codes)),
@@ -203,6 +221,18 @@ def _index(
         )
     index[:] = rows
     return index
+
+
+def _marks(
+    fitted: Sequence[Fitted], index: NDArray[Any], marks: Mapping[str, Marks]
+) -> NDArray[Any]:
+    records = dict(zip((one.example.origin for one in fitted), index["record"], strict=True))
+    rows = [
+        (record, digest, kind)
+        for origin, record in records.items()
+        for digest, kind in marks[origin].items()
+    ]
+    return np.array(rows, MARKS)
 
 
 def _halves(digest: str) -> tuple[int, int]:
@@ -228,11 +258,18 @@ def _refuse_missing_columns(
     asked += [
         (column, name) for name in ("balance_by", "stratify_by") if (column := getattr(task, name))
     ]
+    for old, new in task.renamed.items():
+        if new not in found.columns:
+            raise InputError(
+                f"{found.first_origin}: no column {old!r}, which task {task.name}.rename names; "
+                f"there are {sorted(found.columns)}"
+            )
     for column, user in asked:
         if column not in found.columns:
             raise InputError(
                 f"{found.first_origin}: no column {column!r}, which {user} of task {task.name} "
-                f"reads; there are {sorted(found.columns)}"
+                f"reads; there are {sorted(found.columns)}. If one of them is meant, set the "
+                f"task's rename=('its_name={column}',)"
             )
 
 
@@ -255,6 +292,7 @@ def join_parts(parts: Sequence[Collected], firsts: Sequence[int]) -> Collected:
     index = np.concatenate(indices)
     return Collected(
         index=index[np.argsort(index["record"], kind="stable")],
+        marks=np.concatenate([part.marks for part in parts]),
         labels=labels,
         rejected=sorted((r for part in parts for r in part.rejected), key=lambda pair: pair[0]),
         num_records=parts[0].num_records,

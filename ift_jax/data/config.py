@@ -9,6 +9,7 @@ from ift_jax.data.mixture import MixtureConfig
 from ift_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+REPEATS = ("exact", "loose", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class TaskConfig:
         source: a path, a glob, "embedded:reviews", or several of these.
         file_format, encoding, columns, delimiter, quoted, records_at, line_pattern, subset,
         split: how to read it; see `ift_jax.data.sources.read_records`.
+        rename: columns under the names that templates or the format know, each "old=new", such as
+            ("text=reviews", "label=sentiment"). All other fields go by the new names.
         format: what a record is: "columns" (labelled columns, for templates),
             "prompt_completion", "messages", "sharegpt", "alpaca", "superni" or "text"; "" is
             columns where templates are given, and else told from the first record.
@@ -32,15 +35,20 @@ class TaskConfig:
             stands in two; () takes the columns that the prompts read, those of inverted
             templates (original_task: false) left out.
         group_by: columns whose values keep records together: all of a group (a product, a
-            person, a document) go to one split, and train gives up text that another holds.
+            person, a document) go to one split, and train gives up groups and text that another
+            holds. A record without a value is a group by itself.
         validation_source, test_source: the set's own splits, read as `source` is; "" takes
             fractions of `source`. Text of test is dropped from validation, and text of
             either from training, in all tasks.
         validation_split, test_split: the same for a hub source, by the names of its splits.
         validation_fraction, test_fraction: of the source's records, before subsets are taken;
             of no effect for a split that has a source of its own.
+        repeats: "exact" drops records whose texts are those of an earlier record, character by
+            character; "loose" also those that differ in case and spacing only; "keep" none.
         near_duplicates: records are dropped whose text shares this much of its word
-            3-grams with another's (Jaccard index, such as 0.8); 0 keeps them.
+            3-grams with another's (Jaccard index, such as 0.8); 0 keeps them. Of two in different
+            splits that of test stays, then that of validation; a source of its own for a split
+            loses none to itself.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.
         balance_by: a column whose values get equal counts in every subset; "" for none.
         balance_fill: a value that runs out of records leaves its turns to the others, instead of
@@ -65,6 +73,7 @@ class TaskConfig:
     line_pattern: str = ""
     subset: str = ""
     split: str = ""
+    rename: tuple[str, ...] = ()
     format: str = ""
     train_turns: Literal["all", "last", "all_text"] = "all"
     templates: str = ""
@@ -78,6 +87,7 @@ class TaskConfig:
     test_split: str = ""
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    repeats: Literal["exact", "loose", "keep"] = "exact"
     near_duplicates: float = 0.0
     train_size: int = 0
     validation_size: int = 0
@@ -99,12 +109,20 @@ class TaskConfig:
         for option, value, known in (
             ("format", self.format, ("", *FORMATS)),
             ("train_turns", self.train_turns, TRAIN_TURNS),
+            ("repeats", self.repeats, REPEATS),
         ):
             if value not in known:
                 raise InputError(
                     f"config.data.tasks: {self.name}.{option}: expected one of "
                     f"{', '.join(map(repr, known))}, got {value!r}"
                 )
+        pairs = [tuple(pair.split("=")) for pair in self.rename]
+        names = [name for pair in pairs for name in pair]
+        if any(len(pair) != 2 for pair in pairs) or "" in names or len({*names}) < len(names):
+            raise InputError(
+                f"config.data.tasks: {self.name}.rename: expected pairs such as 'text=reviews' of "
+                f"names that differ, got {self.rename}"
+            )
         for split in SPLITS:
             if getattr(self, f"{split}_size") < 0:
                 raise InputError(f"config.data.tasks: {self.name}.{split}_size is negative")
@@ -141,6 +159,11 @@ class TaskConfig:
                 f"config.data.tasks: {self.name}: balance_by and stratify_by compose subsets; set "
                 "train_size, validation_size or test_size"
             )
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """A source's column -> the name it goes by."""
+        return dict(pair.split("=") for pair in self.rename)
 
     @property
     def subset_by(self) -> str:
@@ -187,8 +210,9 @@ class DataConfig:
     packing: "best_fit" puts each example, longest first, into the row that it fills best;
         "first_fit" takes them in their order and the first row with room.
     mixture: how much of each task an epoch holds.
-    decontaminate: tasks of this config whose validation and test text must not stand in
-        anything that is trained; records that hold some are dropped.
+    decontaminate: tasks of this config of whose validation and test texts and answers no run of
+        words may stand in anything that is trained, be it asked or answered; records that
+        hold one are dropped. What is equal as a whole is dropped without being named here.
     decontaminate_ngram, decontaminate_overlap: words that a shared run needs, and the share
         of the evaluation text's runs that must be shared (0: one is enough).
     prepared: a folder that `ift data --output` wrote from this config; training then reads

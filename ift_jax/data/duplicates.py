@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ from ift_jax.data.splits import BREAKS, content_key, normalise, split_key
 from ift_jax.errors import InputError
 
 # Scripts written without spaces (kana, ideographs): each character is a word.
-_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^{BREAKS}{_UNSPACED}]+")
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{UNSPACED}]|[^{BREAKS}{UNSPACED}]+")
 
 _WORDS_PER_CHUNK = 2**16  # keeps the arrays of one chunk in the processor's cache
 _RECALL_AT_THRESHOLD = 0.98
@@ -70,6 +70,8 @@ def near_duplicates(
     num_permutations: int = 128,
     ngram: int = 3,
     seed: int = 0,
+    ranks: Sequence[int] = (),
+    intact: Collection[int] = (),
 ) -> list[NearDuplicate]:
     """Rows to drop because a row that stays shares most of their word n-grams, by dropped index.
 
@@ -95,6 +97,8 @@ def near_duplicates(
         ngram: Words in an n-gram. With 3, one changed word amid 12 leaves an index of 0.54,
             amid 40 of 0.85; with 5, 0.23 and 0.76.
         seed: Of the hash functions; changes only which few pairs are missed.
+        ranks: One a row: of rows that are alike one with the lowest rank stays.
+        intact: Ranks whose rows never drop each other.
 
     Raises:
         InputError: If the threshold is not above 0 and at most 1, or a count is below 1.
@@ -111,22 +115,30 @@ def near_duplicates(
             f"num_permutations and ngram: expected 1 or more, got {num_permutations} and {ngram}"
         )
     keys = [content_key(text) for text in texts]
-    first_rows: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        first_rows.setdefault(key, row)
-    rows = [first_rows[key] for key in sorted(first_rows)]
+    ranks = ranks or [0] * len(keys)
+    # The first row of each text and rank, lower ranks first.
+    first_rows: dict[tuple[int, str], int] = {}
+    for row, rank_and_key in enumerate(zip(ranks, keys, strict=True)):
+        first_rows.setdefault(rank_and_key, row)
+    rows = [first_rows[place] for place in sorted(first_rows)]
     matches = {
         rows[dropped]: (rows[kept], similarity)
         for dropped, kept, similarity in _near_matches(
-            [texts[row] for row in rows], threshold, num_permutations, ngram, seed
+            [texts[row] for row in rows],
+            [ranks[row] for row in rows],
+            intact,
+            threshold,
+            num_permutations,
+            ngram,
+            seed,
         )
     }
     found = []
-    for row, key in enumerate(keys):
-        first = first_rows[key]
+    for row, (rank, key) in enumerate(zip(ranks, keys, strict=True)):
+        first = first_rows[rank, key]
         if first in matches:
             found.append(NearDuplicate(row, *matches[first]))
-        elif first != row:
+        elif first != row and rank not in intact:
             found.append(NearDuplicate(row, first, 1.0))
     return found
 
@@ -188,6 +200,11 @@ Contamination(train=1, evaluation=1, overlap=0.5)]
         if row not in found and overlap > 0 and overlap >= min_overlap:
             found[row] = Contamination(row, evaluation, overlap)
     return sorted(found.values())
+
+
+def num_words(text: str) -> int:
+    """How many words a text has, as runs of words are counted."""
+    return len(_WORD.findall(normalise(text)))
 
 
 def _words(text: str, ngram: int) -> list[str]:
@@ -273,9 +290,16 @@ def _evaluation_index(
 
 
 def _near_matches(
-    texts: Sequence[str], threshold: float, num_permutations: int, ngram: int, seed: int
+    texts: Sequence[str],
+    ranks: Sequence[int],
+    intact: Collection[int],
+    threshold: float,
+    num_permutations: int,
+    ngram: int,
+    seed: int,
 ) -> Iterator[tuple[int, int, float]]:
-    """(dropped, kept, similarity) for distinct texts; earlier texts stay."""
+    """(dropped, kept, similarity); earlier texts stay, as do those of one intact rank."""
+    ranks_T = np.array(ranks, np.int64)
     signatures_TP = _signatures(texts, num_permutations, ngram, seed)
     buckets_TB = _shared_buckets(signatures_TP, _rows_per_band(threshold, num_permutations))
     # Four standard deviations below the threshold a candidate is not worth reading.
@@ -290,6 +314,8 @@ def _near_matches(
         buckets = [bucket for bucket in buckets_TB[row].tolist() if bucket >= 0]
         members = [np.array(kept_in_bucket[b]) for b in buckets if b in kept_in_bucket]
         candidates = np.unique(np.concatenate(members)) if members else np.empty(0, np.int64)
+        if ranks[row] in intact:
+            candidates = candidates[ranks_T[candidates] < ranks[row]]
         agreement = (signatures_TP[candidates] == signatures_TP[row]).mean(axis=1)
         best_first = np.argsort(-agreement, kind="stable")[:_MAX_READS]
         for other in candidates[best_first[agreement[best_first] >= sketch_floor]].tolist():

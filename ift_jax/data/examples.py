@@ -11,6 +11,7 @@ from ift_jax.data.chat import Message, Turns
 from ift_jax.data.config import TaskConfig
 from ift_jax.data.conversation import Conversation
 from ift_jax.data.formats import detect_format, to_conversations
+from ift_jax.data.leaks import Marks, mark_shown, record_marks, turn_marks
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.splits import content_key, split_key
 from ift_jax.data.templates import Rendered, Template, load_templates
@@ -30,10 +31,11 @@ class Example:
         turns: what is said, and what of it is trained.
         choices: what the answer is chosen from; () for free text.
         label: the value that subsets are balanced or stratified by.
-        text: what the record says, without template; duplicates are found by it.
+        text: what the record says, without template; near-duplicates are found by it.
         key: digest of the text that must not stand in two splits.
         group: digest of what decides the split; the key itself, unless records are grouped.
-        content: digest of all that the example is made from; equal for repeats.
+        content: digest of all that the example is made from, case and spacing apart.
+        exact: the same digest of it as it is, character by character.
         origin: file and line of the record.
         shots: solved examples that stand before the question, among the messages.
         own_turns: where the example's own turns begin among the messages, behind the shots.
@@ -48,6 +50,7 @@ class Example:
     key: str
     group: str
     content: str
+    exact: str
     origin: str
     shots: int = 0
     own_turns: int = 0
@@ -61,6 +64,11 @@ class Example:
     def completion(self) -> str:
         """The answer."""
         return self.turns.completion
+
+    def said(self) -> list[str]:
+        """What the record says, without template, and all that the assistant says."""
+        answers = [m["content"] for m in self.messages if m["role"] == "assistant"]
+        return [self.text, *answers, self.completion]
 
     def with_messages(self, messages: tuple[Message, ...]) -> "Example":
         """The same with other turns before the answer."""
@@ -94,8 +102,13 @@ def from_templates(
     records: Sequence[Record],
     seed: int,
     rejected: list[Rejected],
+    marks: dict[str, Marks],
 ) -> list[Example]:
-    """Applies the templates; a record that does not render is rejected, with the reason."""
+    """Applies the templates; a record that does not render is rejected, with the reason.
+
+    Args:
+        marks: gets those of each record, by its origin.
+    """
     chosen: list[list[int]] = [[] for _ in templates]
     for number, record in enumerate(records):
         for t in _chosen_templates(task, len(templates), record, seed):
@@ -106,6 +119,10 @@ def from_templates(
     split_columns = task.split_by or sorted({c for t in asking for c in t.prompt_columns})
     all_columns = sorted({c for t in templates for c in t.columns})
     digests = [_digests(task, record, split_columns, all_columns) for record in records]
+    for record in records:
+        asked = _texts(record.fields, split_columns)
+        shown = _texts(record.fields, all_columns)
+        marks[record.origin] = record_marks(asked, shown, record.fields)
     for template, numbers in zip(templates, chosen, strict=True):
         outcomes = template.render_batch([records[n].fields for n in numbers])
         for number, outcome in zip(numbers, outcomes, strict=True):
@@ -113,6 +130,8 @@ def from_templates(
             if not isinstance(outcome, Rendered):
                 rejected.append(Rejected(record.origin, outcome.reason, str(outcome)))
                 continue
+            if outcome.answer_choices is None:
+                mark_shown(marks[record.origin], outcome.completion)
             results[number].append(
                 Example(
                     task=task.name,
@@ -124,6 +143,7 @@ def from_templates(
                     key=digests[number].key,
                     group=digests[number].group,
                     content=digests[number].content,
+                    exact=digests[number].exact,
                     origin=record.origin,
                 )
             )
@@ -135,6 +155,7 @@ class _Digests(NamedTuple):
     key: str
     group: str
     content: str
+    exact: str
 
 
 def _digests(
@@ -142,12 +163,21 @@ def _digests(
 ) -> _Digests:
     texts = _texts(record.fields, split_columns)
     key = split_key(*texts)
-    content = content_key(*_texts(record.fields, all_columns))
-    return _Digests("\n".join(texts), key, _group(task, record, key), content)
+    whole = _texts(record.fields, all_columns)
+    group = _group(task, record, key)
+    return _Digests("\n".join(texts), key, group, content_key(*whole), _exact(whole))
+
+
+def _exact(texts: list[str]) -> str:
+    return hashlib.blake2b(repr(texts).encode(), digest_size=16).hexdigest()
 
 
 def _group(task: TaskConfig, record: Record, key: str) -> str:
-    return split_key(*_texts(record.fields, task.group_by)) if task.group_by else key
+    """What decides the split; a record without a value belongs to no group but its own."""
+    values = [record.fields.get(column) for column in task.group_by]
+    if all(value is None or value == "" for value in values):
+        return key
+    return split_key(*map(str, values))
 
 
 def _texts(fields: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
@@ -177,12 +207,19 @@ def conversation_format(task: TaskConfig, record: Record) -> str:
 
 
 def from_conversations(
-    task: TaskConfig, fmt: str, records: Sequence[Record], rejected: list[Rejected]
+    task: TaskConfig,
+    fmt: str,
+    records: Sequence[Record],
+    rejected: list[Rejected],
+    marks: dict[str, Marks],
 ) -> list[Example]:
     """Examples of records that are conversations, instructions or plain text.
 
     The answer of an example is its last trained turn; what comes after it is context for
     nothing and is left out.
+
+    Args:
+        marks: gets those of each example, by its origin.
     """
     examples = []
     for record in records:
@@ -195,11 +232,13 @@ def from_conversations(
             # A file of Super-NaturalInstructions is one record with many examples.
             origin = f"{record.origin}#{number}" if fmt == "superni" else record.origin
             turns = _turns(outcome, whole=task.train_turns == "all_text")
-            asked = [m["content"] for m in turns.messages if m["role"] != "assistant"]
-            if task.split_by:
-                asked = _texts(record.fields, task.split_by)
-            said = [m["content"] for m in turns.messages]
-            key = split_key(*(asked or [turns.completion]))
+            said = [*(m["content"] for m in turns.messages), turns.completion]
+            to_assistant = [m["content"] for m in turns.messages if m["role"] != "assistant"]
+            asked = _texts(record.fields, task.split_by) or to_assistant or said[-1:]
+            key = split_key(*asked)
+            marks[origin] = record_marks(asked, said, {} if fmt == "superni" else record.fields)
+            if not task.split_by:
+                marks[origin] |= turn_marks(to_assistant)
             examples.append(
                 Example(
                     task=task.name,
@@ -207,10 +246,11 @@ def from_conversations(
                     turns=turns,
                     choices=outcome.choices or (),
                     label=str(record.fields.get(task.subset_by, "")),
-                    text="\n".join(asked or [turns.completion]),
+                    text="\n".join(asked),
                     key=key,
                     group=_group(task, record, key),
-                    content=content_key(*said, turns.completion),
+                    content=content_key(*said),
+                    exact=_exact(said),
                     origin=origin,
                 )
             )

@@ -1,7 +1,7 @@
 """A host's or process's part of what is collected, as files that the others can join.
 
 parts/1-of-4/examples.bin, tokens.bin, numbers.npz    the store
-             index-0.npy, counted-0.json              per task
+             index-0.npy, marks-0.npy, counted-0.json per task
              done.json                                the key, when all else is written
 """
 
@@ -68,6 +68,7 @@ def collect_part(
         for number, (task, source) in enumerate(sourced_tasks(config)):
             found = collect(task, source, config, chat, store, part)
             np.save(own / f"index-{number}.npy", found.index)
+            np.save(own / f"marks-{number}.npy", found.marks)
             counted = {
                 "labels": found.labels,
                 "rejected": [[chunk, dataclasses.asdict(one)] for chunk, one in found.rejected],
@@ -89,6 +90,7 @@ def load_part(own: Path, number: int) -> Collected:
     counted = json.loads((own / f"counted-{number}.json").read_text(encoding="utf-8"))
     return Collected(
         index=np.load(own / f"index-{number}.npy"),
+        marks=np.load(own / f"marks-{number}.npy"),
         labels=counted["labels"],
         rejected=[(chunk, Rejected(**one)) for chunk, one in counted["rejected"]],
         num_records=counted["num_records"],

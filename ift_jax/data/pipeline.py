@@ -123,8 +123,8 @@ class Known:
         # by a column must have one.
         same_task = replace(
             task, weight=1.0, replay=False, train_size=1, validation_size=1, test_size=1,
-            validation_fraction=0.1, test_fraction=0.1, near_duplicates=0.0, train_shots=(0,),
-            balance_fill=False, metrics=(),
+            validation_fraction=0.1, test_fraction=0.1, repeats="exact", near_duplicates=0.0,
+            train_shots=(0,), balance_fill=False, metrics=(),
         )  # fmt: skip
         same_config = replace(
             config, tasks=(), path="", mixture=MixtureConfig(), decontaminate=(), row_length=0
@@ -163,7 +163,7 @@ def assemble(
     """
     for task, found in zip(config.tasks, collected, strict=True):
         _refuse_too_many(task, config, found)
-    selected = select(config.tasks, collected, config, lambda number: store.example(number).text)
+    selected = select(config.tasks, collected, config, store.example)
     built = []
     for task, found, kept in zip(config.tasks, collected, selected, strict=True):
         splits = {name: Chosen(store, kept.numbers[name]) for name in SPLITS}

@@ -1,6 +1,6 @@
 """Prepared sets: packed rows in ArrayRecord shards, written once and read by any number of hosts.
 
-    index.json                 what the set was made from (its key), and its shards
+    index.json                 what the set was made from (its key), and the digest of each file
     rows-00000-of-00008.array_record, ...
     validation.jsonl, test.jsonl, exemplars.jsonl    examples for scoring
     card.json, rejected.jsonl  as in a workdir
@@ -46,10 +46,11 @@ from ift_jax.data.sources import resolve_sources
 from ift_jax.data.store import Chosen, Store
 from ift_jax.errors import InputError, one_line
 
-VERSION = 1  # of the files below; part of the key
+VERSION = 2  # of the files below; part of the key
 MIN_SHARDS = 8  # so that as many hosts can write and read their own
 SHARD_TOKENS = 2**24
 _HELD_OUT = ("validation", "test")
+_FILES = ("validation.jsonl", "test.jsonl", "exemplars.jsonl", "card.json", "rejected.jsonl")
 
 
 def set_key(config: DataConfig, chat: Chat) -> dict[str, str]:
@@ -67,11 +68,14 @@ def set_key(config: DataConfig, chat: Chat) -> dict[str, str]:
             sources.append([task.name, hub_split, *map(_source_digest, _resolved(names))])
     known = all(all(one[2:]) for one in sources)
     templates = [
-        [task.name, template.name, template.jinja, template.answer_choices]
+        # The metadata decide what a record is split by.
+        [task.name, t.name, t.jinja, t.answer_choices, dict(t.metadata)]
         for task in config.tasks
-        for template in load_task_templates(task)
+        for t in load_task_templates(task)
     ]
-    tokenizer = [chat.tokenizer.backend_tokenizer.to_str(), chat.tokenizer.chat_template]
+    backend, special = chat.tokenizer.backend_tokenizer, chat.tokenizer.special_tokens_map
+    format_ = [chat.tokenizer.chat_template, chat.bos, chat.opening, chat.end_of_turn, chat.trims]
+    tokenizer = [backend.to_str(), special, *format_]
     return {
         "version": str(VERSION),
         "sources": _digest(sources) if known else "",
@@ -93,7 +97,7 @@ def _options(config: DataConfig) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -142,7 +146,9 @@ def prepare(
     """
     key = set_key(config, chat)
     if (folder / "index.json").exists():
-        _refuse_other(folder, read_index(folder)["key"], key, "choose another --output")
+        index = read_index(folder)
+        _refuse_other(folder, index["key"], key, "choose another --output")
+        _refuse_damaged(folder, index)
         print(f"{folder} is up to date", file=sys.stderr)
         return json.loads((folder / "card.json").read_text(encoding="utf-8"))
     parts = folder / "parts"
@@ -199,6 +205,7 @@ def _join(
         _write_examples(folder / f"{split}.jsonl", examples)
     _write_examples(folder / "exemplars.jsonl", _exemplars(data))
     card = write_card(data, folder)
+    index["files"] = [_file_entry(folder / name) for name in _FILES]
     replace_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
     store.close()
     return card
@@ -254,7 +261,7 @@ def _write_shards(source: RowSource, folder: Path) -> dict[str, Any]:
             writer.write(encode_row(members))
         writer.close()
         partial.replace(folder / name)
-        shards.append({"name": name, "rows": end - first, "digest": _file_digest(folder / name)})
+        shards.append({**_file_entry(folder / name), "rows": end - first})
     plan = source.plan
     return {
         "row_length": plan.row_length,
@@ -264,6 +271,29 @@ def _write_shards(source: RowSource, folder: Path) -> dict[str, Any]:
         "tokens": num_tokens,
         "shards": shards,
     }
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "digest": _file_digest(path)}
+
+
+def _refuse_damaged(folder: Path, index: Mapping[str, Any]) -> None:
+    """Compares every file with the index: first what costs nothing, then its bytes."""
+    entries = [*index["shards"], *index["files"]]
+    for entry in entries:
+        path = folder / entry["name"]
+        if not path.exists():
+            raise InputError(f"{path}: is missing; prepare the set anew")
+        if (found := path.stat().st_size) != entry["bytes"]:
+            raise InputError(
+                f"{path}: has {found} bytes, index.json says {entry['bytes']}; prepare the set anew"
+            )
+    for entry in entries:
+        if _file_digest(folder / entry["name"]) != entry["digest"]:
+            raise InputError(
+                f"{folder / entry['name']}: its bytes are not those that were written; "
+                "prepare the set anew"
+            )
 
 
 def encode_row(members: Sequence[Pair]) -> bytes:
@@ -326,7 +356,7 @@ def load_data(config: DataConfig, chat: Chat, known: Known | None = None) -> Dat
 
     Raises:
         InputError: as `pipeline.build`; and for a prepared set that was made from other data,
-            templates, tokenizer or options, or whose shards are damaged.
+            templates, tokenizer or options, or of which a file is missing or damaged.
     """
     if not config.prepared:
         return build(config, chat, known)
@@ -336,10 +366,7 @@ def load_data(config: DataConfig, chat: Chat, known: Known | None = None) -> Dat
     _refuse_other(folder, index["key"], key, "run `ift data --output` into another folder")
     if not key["sources"]:
         print(f"{folder}: the sources are not on this machine; not compared", file=sys.stderr)
-    for shard in index["shards"]:
-        path = folder / shard["name"]
-        if not path.exists():
-            raise InputError(f"{path}: is missing; prepare the set anew")
+    _refuse_damaged(folder, index)
     store = Store()
     tasks = []
     for task in config.tasks:
@@ -383,7 +410,7 @@ class PreparedRows:
     """
 
     def __init__(self, folder: Path, index: Mapping[str, Any], seed: int) -> None:
-        self._index, self._seed = index, seed
+        self._folder, self._index, self._seed = folder, index, seed
         paths = [str(folder / shard["name"]) for shard in index["shards"] if shard["rows"]]
         try:
             self._source = grain.sources.ArrayRecordDataSource(paths)
@@ -407,10 +434,18 @@ class PreparedRows:
     def __getitem__(self, index: int) -> Batch:
         epoch, position = divmod(index, self.rows_per_epoch)
         row = permuted(position, self.rows_per_epoch, f"{self._seed} {epoch}")
-        members = decode_row(self._source[row])
+        try:
+            members = decode_row(self._source[row])
+        except RuntimeError as error:  # damaged since it was opened
+            raise InputError(f"{self._shard_of(row)}: cannot be read: {one_line(error)}") from error
         return fill_row(
             members, self._index["row_length"], self._index["row_targets"], self._first_position
         )
+
+    def _shard_of(self, row: int) -> Path:
+        ends = np.cumsum([shard["rows"] for shard in self._index["shards"]])
+        number = int(np.searchsorted(ends, row, side="right"))
+        return self._folder / self._index["shards"][number]["name"]
 
     def padding(self) -> Batch:
         """A row without an example."""

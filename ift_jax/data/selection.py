@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 
 from ift_jax.data.collect import OWN_SPLITS, Collected, hex_digest
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
-from ift_jax.data.duplicates import contaminated, near_duplicates
+from ift_jax.data.duplicates import contaminated, near_duplicates, num_words
+from ift_jax.data.examples import Example
+from ift_jax.data.leaks import HELD, SHOWN, leaking, own_texts
 from ift_jax.data.splits import assign_split, take_subset
 from ift_jax.errors import InputError
 
 # Of text that stands in two splits the later gives way; also the codes of splits.
 _PRECEDENCE = ("test", "validation", "train")
 _DROPPED = -1
+# Keep digests of keys and groups apart from those of texts.
+_KEY, _GROUP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
-TextOf = Callable[[int], str]
+ExampleOf = Callable[[int], Example]
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,9 @@ class Selected:
 
 
 class _Texts(Sequence[str]):
-    """The text of each of some examples, fetched when it is asked for."""
+    """A text of each of some examples, fetched when it is asked for."""
 
-    def __init__(self, numbers: NDArray[np.int64], text_of: TextOf) -> None:
+    def __init__(self, numbers: NDArray[np.int64], text_of: Callable[[int], str]) -> None:
         self.numbers, self.text_of = numbers, text_of
 
     def __len__(self) -> int:
@@ -50,17 +54,17 @@ def select(
     tasks: Sequence[TaskConfig],
     collected: Sequence[Collected],
     config: DataConfig,
-    text_of: TextOf,
+    example_of: ExampleOf,
 ) -> list[Selected]:
     """Splits every task, and drops repeats, near-repeats and leaks between splits.
 
-    In this order: records that say the same as an earlier one of their task; near-duplicates;
-    text that a split of any task with precedence holds too; training text that
-    contaminates the tasks of `config.decontaminate`; what exceeds the sizes asked for. All
+    In this order: records that repeat an earlier one of their task; near-duplicates; records that
+    show what a split of any task with precedence holds out (see `leaks`); training records that
+    contaminate the tasks of `config.decontaminate`; what exceeds the sizes asked for. All
     of it depends on content, so that the order of the records decides nothing.
 
     Args:
-        text_of: the text of the example with this number.
+        example_of: the example with this number.
 
     Raises:
         InputError: if a split has fewer records than its size asks for.
@@ -70,11 +74,12 @@ def select(
     splits = [_assign(task, index) for task, index in zip(tasks, indices, strict=True)]
     removed: list[dict[str, int]] = [{} for _ in tasks]
     for number, (task, index, split) in enumerate(zip(tasks, indices, splits, strict=True)):
-        removed[number]["duplicates"] = _drop(index, split, _repeats(index))
-        removed[number]["near_duplicates"] = _drop(index, split, _near(task, index, split, text_of))
-    for number, leaked in enumerate(_leaks(indices, splits)):
+        removed[number]["duplicates"] = _drop(index, split, _repeats(task, index))
+        near = _near(task, index, split, example_of)
+        removed[number]["near_duplicates"] = _drop(index, split, near)
+    for number, leaked in enumerate(_leaks(tasks, collected, indices, splits)):
         removed[number]["in_other_split"] = _drop(indices[number], splits[number], leaked)
-    for number, leaked in enumerate(_contaminated(tasks, indices, splits, config, text_of)):
+    for number, leaked in enumerate(_contaminated(tasks, indices, splits, config, example_of)):
         removed[number]["contaminated"] = _drop(indices[number], splits[number], leaked)
     return [
         Selected(
@@ -93,8 +98,10 @@ def select(
 
 
 def _by_content(index: NDArray[Any]) -> NDArray[np.int64]:
-    content = index["content"]
-    return np.lexsort((np.arange(len(index)), content[:, 1], content[:, 0]))
+    content, exact = index["content"], index["exact"]
+    return np.lexsort(
+        (np.arange(len(index)), exact[:, 1], exact[:, 0], content[:, 1], content[:, 0])
+    )
 
 
 def _assign(task: TaskConfig, index: NDArray[Any]) -> NDArray[np.int8]:
@@ -120,16 +127,17 @@ def _drop(index: NDArray[Any], split: NDArray[np.int8], dropped: NDArray[np.bool
     return len(records)
 
 
-def _repeats(index: NDArray[Any]) -> NDArray[np.bool_]:
+def _repeats(task: TaskConfig, index: NDArray[Any]) -> NDArray[np.bool_]:
     """Examples of records whose content stands in an earlier record, in the source's order.
 
     Of a text in two of the set's own splits, each keeps one here; `_leaks` decides between them.
     """
-    order = np.lexsort(
-        (index["record"], index["own_split"], index["content"][:, 1], index["content"][:, 0])
-    )
+    if task.repeats == "keep":
+        return np.zeros(len(index), bool)
+    said = "exact" if task.repeats == "exact" else "content"
+    order = np.lexsort((index["record"], index["own_split"], index[said][:, 1], index[said][:, 0]))
     ordered = index[order]
-    same = (ordered["content"][1:] == ordered["content"][:-1]).all(axis=1)
+    same = (ordered[said][1:] == ordered[said][:-1]).all(axis=1)
     same &= ordered["own_split"][1:] == ordered["own_split"][:-1]
     starts = np.flatnonzero(np.concatenate([[True], ~same])[: len(index)])
     lengths = np.diff(np.append(starts, len(index)))
@@ -140,13 +148,22 @@ def _repeats(index: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _near(
-    task: TaskConfig, index: NDArray[Any], split: NDArray[np.int8], text_of: TextOf
+    task: TaskConfig, index: NDArray[Any], split: NDArray[np.int8], example_of: ExampleOf
 ) -> NDArray[np.bool_]:
+    """Near-repeats; of two in different splits the one without precedence.
+
+    A set's own validation and test files are not thinned by what stands in themselves, so that
+    scores on them compare with others'.
+    """
     dropped = np.zeros(len(index), bool)
     if task.near_duplicates:
         rows = _first_of_records(index, split != _DROPPED)
-        texts = _Texts(index["number"][rows], text_of)
-        found = near_duplicates(texts, threshold=task.near_duplicates)
+        found = near_duplicates(
+            _Texts(index["number"][rows], lambda number: example_of(number).text),
+            threshold=task.near_duplicates,
+            ranks=split[rows].tolist(),
+            intact=[_PRECEDENCE.index(name) for name in OWN_SPLITS if name and task.has_own(name)],
+        )
         dropped[rows[[pair.dropped for pair in found]]] = True
     return dropped
 
@@ -159,19 +176,35 @@ def _first_of_records(index: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray
 
 
 def _leaks(
-    indices: Sequence[NDArray[Any]], splits: Sequence[NDArray[np.int8]]
+    tasks: Sequence[TaskConfig],
+    collected: Sequence[Collected],
+    indices: Sequence[NDArray[Any]],
+    splits: Sequence[NDArray[np.int8]],
 ) -> list[NDArray[np.bool_]]:
-    """Examples whose text stands in a split with precedence, of whatever task."""
-    keys = np.concatenate([index["key"] for index in indices])
-    codes = np.concatenate(splits).astype(np.int64)
-    _, texts = np.unique(keys, axis=0, return_inverse=True)
-    texts = texts.reshape(-1)
-    kept = codes != _DROPPED
-    foremost = np.full(len(codes), len(_PRECEDENCE))
-    np.minimum.at(foremost, texts[kept], codes[kept])
-    leaked = kept & (codes > foremost[texts])
-    ends = np.cumsum([len(index) for index in indices])
-    return np.split(leaked, ends[:-1])
+    """Examples of records that show what a split with precedence holds out, of whatever task."""
+    marks: list[tuple[NDArray[Any], ...]] = []
+    split_of, place_of, first = [], [], 0
+    for number, (task, found, index, split) in enumerate(
+        zip(tasks, collected, indices, splits, strict=True)
+    ):
+        records, firsts, places = np.unique(index["record"], return_index=True, return_inverse=True)
+        split_of.append(split[firsts].astype(np.int64))
+        place_of.append(places.reshape(-1) + first)
+        alike = [index["key"][firsts, 0] ^ _KEY]
+        if task.group_by:  # another task's groups may be called the same
+            alike.append(index["group"][firsts, 0] ^ _GROUP ^ np.uint64(number))
+        for digest in alike:
+            everywhere = np.ones(len(records), bool)
+            marks.append((np.arange(len(records)) + first, digest, everywhere, everywhere))
+        place = np.searchsorted(records, found.marks["record"])
+        _, keys = np.unique(index["key"][firsts], axis=0, return_inverse=True)
+        kind = found.marks["kind"]
+        held = (kind & HELD > 0) | own_texts(found.marks, keys.reshape(-1)[place])
+        marks.append((place + first, found.marks["digest"], held, kind & SHOWN > 0))
+        first += len(records)
+    record, digest, held, shown = map(np.concatenate, zip(*marks, strict=True))
+    leaks = leaking(record, digest, held, shown, np.concatenate(split_of))
+    return [leaks[places] for places in place_of]
 
 
 def _contaminated(
@@ -179,22 +212,31 @@ def _contaminated(
     indices: Sequence[NDArray[Any]],
     splits: Sequence[NDArray[np.int8]],
     config: DataConfig,
-    text_of: TextOf,
+    example_of: ExampleOf,
 ) -> list[NDArray[np.bool_]]:
+    """Training examples that hold runs of words of an evaluation text or of its answer."""
     dropped = [np.zeros(len(index), bool) for index in indices]
     if not config.decontaminate:
         return dropped
     train = _PRECEDENCE.index("train")
     held_out = [
-        index["number"][_first_of_records(index, (split != _DROPPED) & (split != train))]
+        index["number"][(split != _DROPPED) & (split != train)]
         for task, index, split in zip(tasks, indices, splits, strict=True)
         if task.name in config.decontaminate
     ]
-    rows = [_first_of_records(i, s == train) for i, s in zip(indices, splits, strict=True)]
+    # One by one, so that the share of a question that leaks does not depend on its answer. What
+    # is shorter than a run is compared whole by `_leaks`.
+    evaluation = {
+        text: None
+        for number in np.concatenate(held_out).tolist()
+        for text in example_of(number).said()
+        if num_words(text) >= config.decontaminate_ngram
+    }
+    rows = [np.flatnonzero(split == train) for split in splits]
     trained = [index["number"][places] for index, places in zip(indices, rows, strict=True)]
     found = contaminated(
-        _Texts(np.concatenate(trained), text_of),
-        _Texts(np.concatenate(held_out), text_of),
+        _Texts(np.concatenate(trained), lambda number: "\n".join(example_of(number).said())),
+        list(evaluation),
         ngram=config.decontaminate_ngram,
         min_overlap=config.decontaminate_overlap,
     )

@@ -1,5 +1,6 @@
 """Scoring a model on tasks: the same path for base and tuned models, at any number of shots."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -302,13 +303,16 @@ def _classes(items: Sequence[Example]) -> list[str]:
 
 
 def _lines(where: Row, model: LanguageModel, scored: Scored, run: Answers) -> Iterator[Line]:
+    seen: Counter[tuple[str, str]] = Counter()
     for item, asked, prediction in zip(scored.items, run.asked, run.predictions, strict=True):
+        seen[item.template, item.exact] += 1
+        repeat = seen[item.template, item.exact]  # of a task that keeps its repeats
         yield Line(
             **where,
             seed=run.seed,
             shots_given=asked.shots,
             template=item.template,
-            key=item.content,
+            key=item.exact if repeat == 1 else f"{item.exact} {repeat}",
             metrics=scored.metrics,
             prompt=model.chat.prompt_text(asked.messages),
             prediction=prediction,

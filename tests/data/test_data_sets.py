@@ -16,7 +16,7 @@ from ift_jax.config import build_run_config
 from ift_jax.data import collect, pipeline
 from ift_jax.data.config import SPLITS
 from ift_jax.data.records import Record
-from ift_jax.data.sources import read_records
+from ift_jax.data.sources import read_records, resolve_sources
 from ift_jax.data.splits import split_key
 from ift_jax.errors import InputError
 from ift_jax.language_model import load_chat
@@ -151,6 +151,28 @@ def test_text_that_two_sets_share_goes_to_one_split(shared_data):
     own = keys("gsm8k/train.jsonl.gz")
     assert len(own & shared) > 0.99 * len(own)
     assert not shared & keys("gsm8k/test.jsonl.gz")
+
+
+def test_the_mixture_of_all_sets_keeps_families_whole(monkeypatch, shared_data):
+    """The rows of a family show the same few texts, so no share of them may be held out."""
+    monkeypatch.setenv("IFT_JAX_DATA", str(shared_data))
+    config = runpy.run_path(str(ROOT / "configs" / "many_tasks.py"))["get_config"]()
+    tasks = build_run_config(config.to_dict()).data.tasks
+    homes = {}
+    for task in tasks:
+        held_out = {split for split, share in task.fractions.items() if share and split != "train"}
+        sources = [source for source in task.source if "t0_p3_templates" in source]
+        for source in resolve_sources(sources) if sources else ():
+            # Whole in one split, except that all of train may be train.
+            assert len([share for share in task.fractions.values() if share]) == 1, task.name
+            family = source.rpartition("/")[2].partition(".")[0].partition("_")[0]
+            homes.setdefault(family, set()).add(min(held_out, default="train"))
+    assert len(homes) > 15
+    assert all(len(splits) == 1 for splits in homes.values()), homes
+    # All others that are trained hold something out, for scores.
+    for task in tasks:
+        if task.weight and not task.name.startswith("t0_"):
+            assert task.test_source or task.test_fraction > 0, task.name
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones():

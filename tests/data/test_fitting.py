@@ -12,7 +12,7 @@ from ift_jax.data.fitting import fit_examples
 def example_of(turns: Turns, choices: tuple[str, ...] = ()) -> Example:
     return Example(
         task="t", template="messages", turns=turns, choices=choices, label="", text="", key="",
-        group="", content="", origin="chats.jsonl:1",
+        group="", content="", exact="", origin="chats.jsonl:1",
     )  # fmt: skip
 
 

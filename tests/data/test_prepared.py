@@ -16,7 +16,7 @@ from ift_jax.data import collect, pipeline
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, MixtureConfig
 from ift_jax.data.loader import Batches
-from ift_jax.data.prepared import decode_row, encode_row, load_data, permuted, prepare
+from ift_jax.data.prepared import decode_row, encode_row, load_data, permuted, prepare, set_key
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 
@@ -169,6 +169,26 @@ def test_a_set_made_from_something_else_is_refused(what, config, folder, chat, t
     assert files(out) == before
 
 
+def test_the_key_holds_what_templates_are_for(config, chat, folder):
+    """An inverted one does not decide by what records are split."""
+    before = set_key(config, chat)
+    path = folder.path / "templates.yaml"
+    path.write_text(TEMPLATES.replace("{}", "{original_task: false}"))
+    assert set_key(config, chat) == {**before, "templates": set_key(config, chat)["templates"]}
+    assert set_key(config, chat) != before
+
+
+def test_the_key_holds_the_token_that_ends_a_base_models_answers(config):
+    def base_model(end):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template, tokenizer.eos_token = None, end
+        return Chat.of(tokenizer)
+
+    one, other = (set_key(config, base_model(e)) for e in ("<|im_end|>", "<|im_start|>"))
+    assert one == {**other, "tokenizer": one["tokenizer"]}
+    assert one != other
+
+
 def test_moved_files_do_not_matter_and_missing_ones_are_said(config, chat, tmp_path, capsys):
     from pathlib import Path
 
@@ -188,13 +208,36 @@ def test_damage_is_named(config, chat, tmp_path):
     with pytest.raises(InputError, match="holds no prepared data set"):
         load_data(replace(config, prepared=str(tmp_path / "nothing")), chat)
     prepare(config, chat, tmp_path / "set")
-    shard = next((tmp_path / "set").glob("rows-00003*"))
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(InputError, match="shard"):
-        packed_rows(load_data(replace(config, prepared=str(tmp_path / "set")), chat), "train", 0)
-    shard.unlink()
-    with pytest.raises(InputError, match=r"rows-00003.* is missing"):
-        load_data(replace(config, prepared=str(tmp_path / "set")), chat)
+    out = tmp_path / "set"
+    shards = sorted(out.glob("rows-*"))
+    first, second = (path.read_bytes() for path in shards[:2])
+    at = np.flatnonzero(np.frombuffer(first, np.uint8))[150]  # in the first rows
+    flipped = first[:at] + bytes([first[at] ^ 1]) + first[at + 1 :]
+    tested = (out / "test.jsonl").read_bytes()
+    read_from = replace(config, prepared=str(out))
+    for path, damaged, says in (
+        (shards[0], first[:100], f"has 100 bytes, index.json says {len(first)}"),
+        (shards[0], flipped, "its bytes are not those that were written"),
+        (shards[0], second, "has|its bytes"),
+        (
+            out / "test.jsonl",
+            b"".join(tested.splitlines(True)[:3]),
+            "has .* bytes, index.json says",
+        ),
+        (out / "card.json", None, "is missing"),
+    ):
+        whole = path.read_bytes()
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{path.name}: ({says})"):
+            load_data(read_from, chat)
+        with pytest.raises(InputError, match=path.name):
+            prepare(config, chat, out)
+        path.write_bytes(whole)
+    data = load_data(read_from, chat)
+    shards[0].write_bytes(flipped)  # after it was opened
+    rows = packed_rows(data, "train", 0).rows
+    with pytest.raises(InputError, match=f"{shards[0].name}: cannot be read"):
+        [rows[number] for number in range(rows.rows_per_epoch)]
 
 
 # Pieces

@@ -110,7 +110,156 @@ def test_text_held_out_by_one_task_is_not_trained_by_another(folder):
     assert counts(data, 1)["in_other_split"] == 30
 
 
+def rows_of(data, split, task=0):
+    return {int(e.origin.rpartition(":")[2]) for e in data.tasks[task].splits[split]}
+
+
+ALL_TRAIN = {"validation_fraction": 0.0, "test_fraction": 0.0}
+ALL_TEST = {"validation_fraction": 0.0, "test_fraction": 1.0}
+THIRDS = {"validation_fraction": 0.0, "test_fraction": 0.3}
+RECORD_FORMAT = {"templates": "", "template_names": (), "split_by": ()}
+
+
+def test_a_group_in_a_sets_own_test_file_is_not_trained(folder):
+    records = [review(f"Text {n} of all.", title=f"Lamp {n % 5}") for n in range(50)]
+    tested = [review(f"Other text {n}.", title=f"Lamp {n % 3}") for n in range(20)]
+    test = folder.config(tested, name="test").tasks[0].source
+    task = {"group_by": ("title",), "test_source": test, "validation_fraction": 0.0}
+    data = folder.build(records, task=task)
+    assert {n % 5 for n in rows_of(data, "train")} == {4, 0}  # counted from 1: lamps 3 and 4
+    assert len(data.tasks[0].splits["test"]) == 20
+    assert counts(data)["in_other_split"] == 30
+    # Another task's groups may go by the same names.
+    other = several(folder, {"a": (tested, {**ALL_TEST, "group_by": ("title",)}),
+                             "b": (records, {**ALL_TRAIN, "group_by": ("title",)})})  # fmt: skip
+    assert len(other.tasks[1].splits["train"]) == 50
+
+
+def test_records_without_a_group_are_no_group(folder):
+    records = [review(f"Text {n}.", title=None if n % 2 else "") for n in range(100)]
+    data = folder.build(records, task={"group_by": ("title",)})
+    assert all(len(data.tasks[0].splits[split]) > 1 for split in SPLITS)
+
+
+def test_a_held_out_text_is_not_trained_as_another_tasks_answer(folder):
+    asked = [review(f"The text of review number {n}.") for n in range(100)]
+    answered = [
+        {"prompt": f"Write review {n}", "completion": f"The text of review number {n}!"}
+        for n in range(100)
+    ]
+    tasks = {"a": (asked, THIRDS), "b": (answered, {**ALL_TRAIN, **RECORD_FORMAT})}
+    data = several(folder, tasks)
+    held_out = rows_of(data, "test")
+    assert 15 < len(held_out) < 45
+    assert rows_of(data, "train", 1) == set(range(1, 101)) - held_out
+    assert counts(data, 1)["in_other_split"] == len(held_out)
+
+
+def test_a_record_held_out_by_one_task_is_not_trained_by_another_with_other_columns(folder):
+    """Also where its texts are too short to tell records apart by them."""
+    (folder.path / "templates.yaml").write_text(
+        TEMPLATES.replace("{{ title }}. ||| {{ text }}", "{{ title }}. ||| {{ stars }}")
+    )
+    records = [review(f"Text {n}", title=f"Lamp {n}") for n in range(100)]
+    write = {"template_names": ("Write",), "split_by": ()}
+    data = several(folder, {"a": (records, THIRDS), "b": (records, {**THIRDS, **write})})
+    for one, other in ((0, 1), (1, 0)):
+        assert rows_of(data, "test", one)
+        assert not rows_of(data, "train", one) & rows_of(data, "test", other)
+
+
+def test_a_text_of_several_is_held_out_where_only_its_record_has_it(folder):
+    """The question of a passage, but not the passage that other questions share."""
+    (folder.path / "pairs.yaml").write_text(
+        TEMPLATES.replace("Review: {{ text }}", "Review: {{ passage }} {{ text }}")
+    )
+    passage = "A passage of six words here."
+    pairs = [{"passage": passage, "text": f"Is this question number {n}?", "stars": 1}
+             for n in range(10)]  # fmt: skip
+    alone = [review(pairs[3]["text"]), review(passage), review("Something else.")]
+    task = {"templates": str(folder.path / "pairs.yaml"), "split_by": ()}
+    data = several(folder, {"a": (pairs, {**ALL_TEST, **task}), "b": (alone, ALL_TRAIN)})
+    assert rows_of(data, "train", 1) == {2, 3}
+    # In one task the passage may stand in two splits: whoever minds names it in group_by.
+    whole = several(folder, {"a": (pairs, {**THIRDS, **task})})
+    assert rows_of(whole, "train") | rows_of(whole, "test") == set(range(1, 11))
+
+
+def test_a_conversation_and_its_continuation_are_not_in_two_splits(folder):
+    def said(n, turns):
+        pairs = [(f"Question {n}?", f"Answer {n}."), ("And then?", "Nothing."), ("No?", "No.")]
+        return [
+            {"role": role, "content": text}
+            for pair in pairs[:turns]
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+
+    chats = [{"messages": said(n // 3, 1 + n % 3)} for n in range(180)]
+    task = {**RECORD_FORMAT, "validation_fraction": 0.2, "test_fraction": 0.2}
+    data = folder.build(chats, task=task)
+    homes = {}
+    for split in SPLITS:
+        for n in rows_of(data, split):
+            homes.setdefault((n - 1) // 3, set()).add(split)
+    assert all(len(splits) == 1 for splits in homes.values())
+    assert {split for splits in homes.values() for split in splits} == {*SPLITS}
+    assert counts(data)["in_other_split"] == 180 - sum(len(data.examples(s)) for s in SPLITS) > 0
+    # Two that only begin alike have nothing in common but the beginning.
+    end = {"role": "assistant", "content": "Yes."}
+    forks = [
+        {"messages": [*said(0, 1), {"role": "user", "content": f"Fork {n}?"}, end]}
+        for n in range(40)
+    ]
+    assert counts(folder.build(forks, task=task))["in_other_split"] == 0
+
+
 # Repeats and leaks
+
+
+def test_only_what_is_equal_character_by_character_is_a_repeat_unless_asked(folder):
+    pairs = [
+        {"prompt": "Spell the other way: apple", "completion": "Apple"},
+        {"prompt": "Spell the other way: Apple", "completion": "apple"},
+        {"prompt": "def f():\n  x = 1\n  y = 2", "completion": "a"},
+        {"prompt": "def f():\n  x = 1\ny = 2", "completion": "a"},
+        {"prompt": "def f():\n  x = 1\ny = 2", "completion": "a"},
+    ]
+    task = {**RECORD_FORMAT, **ALL_TRAIN}
+    for repeats, kept in (("exact", {1, 2, 3, 4}), ("loose", {1, 3}), ("keep", {1, 2, 3, 4, 5})):
+        data = folder.build(pairs, task={**task, "repeats": repeats})
+        assert rows_of(data, "train") == kept
+        assert counts(data)["duplicates"] == 5 - len(kept)
+    assert rows_of(folder.build(pairs, task=task), "train") == {1, 2, 3, 4}
+    shuffled = [pairs[i] for i in (3, 1, 0, 4, 2)]
+    assert sorted(prompts(folder.build(shuffled, task=task), "train")) == sorted(
+        prompts(folder.build(pairs, task=task), "train")
+    )
+    # Yet they are one text to the splits.
+    spread = [
+        {"prompt": f"Spell {n} {w}", "completion": "x"} for n in range(50) for w in ("A", "a")
+    ]
+    homes = {}
+    data = folder.build(spread, task=RECORD_FORMAT)
+    for split in SPLITS:
+        for n in rows_of(data, split):
+            homes.setdefault((n - 1) // 2, set()).add(split)
+    assert all(len(splits) == 1 for splits in homes.values())
+    with pytest.raises(InputError, match=r"x\.repeats: expected one of 'exact', 'loose', 'keep'"):
+        TaskConfig(name="x", repeats="all")
+
+
+def test_near_duplicates_leave_a_sets_own_test_as_it_is(folder):
+    trained = [review(LONG.replace("three", f"{n}")) for n in range(10)]
+    tested = [review(LONG.replace("three", f"{n}")) for n in range(20, 30)]
+    test = folder.config(tested, name="test").tasks[0].source
+    task = {"validation_fraction": 0.0, "near_duplicates": 0.8}
+    data = folder.build(trained, task={**task, "test_source": test})
+    assert len(data.examples("test")) == 10
+    assert data.examples("train") == []
+    assert counts(data)["near_duplicates"] == 10
+    # Of a test split by digest one is left, and it is the one of test that is.
+    data = folder.build(trained, task={**task, "test_fraction": 0.3})
+    assert [len(data.examples(split)) for split in SPLITS] == [0, 0, 1]
 
 
 def test_near_duplicates_are_dropped_and_counted_where_asked(folder):
@@ -145,6 +294,37 @@ def test_training_text_that_holds_evaluation_text_is_dropped(folder):
     )
 
 
+def test_evaluation_text_is_found_in_what_training_answers_and_its_answers_too(folder):
+    held_out = [review(LONG)]
+    fine = "A lamp, and nothing that anybody else has said about any lamp before this day."
+    answers = [
+        {"prompt": "Write a review.", "completion": f"My sister wrote: {LONG}"},
+        {"prompt": "Write a review.", "completion": fine},
+    ]
+    chats = [{"messages": [
+        {"role": "user", "content": "Write a review."}, {"role": "assistant", "content": text},
+        {"role": "user", "content": "Thanks."}, {"role": "assistant", "content": "Welcome."},
+    ]} for text in (f"Well. {LONG} So.", fine)]  # fmt: skip
+    task = {**RECORD_FORMAT, **ALL_TRAIN}
+    tasks = {"probe": (held_out, {**ALL_TEST, "weight": 0.0}), "pairs": (answers, task),
+             "chats": (chats, task)}  # fmt: skip
+    tasks["write"] = (
+        [review(f"Then: {LONG}"), review(fine)],
+        {**ALL_TRAIN, "template_names": ("Write",), "split_by": ("title",)},
+    )
+    assert [len(t.splits["train"]) for t in several(folder, tasks).tasks] == [0, 2, 2, 2]
+    data = several(folder, tasks, decontaminate=("probe",))
+    assert [rows_of(data, "train", task) for task in (1, 2, 3)] == [{2}] * 3
+    # An answer of the probe's, which training asks about.
+    tasks = {
+        "probe": ([{"prompt": "Say it.", "completion": LONG}],
+                  {**RECORD_FORMAT, **ALL_TEST, "weight": 0.0}),
+        "rating": ([review(f"Then: {LONG}"), review(fine)], ALL_TRAIN),
+    }  # fmt: skip
+    data = several(folder, tasks, decontaminate=("probe",), decontaminate_overlap=0.9)
+    assert rows_of(data, "train", 1) == {2}
+
+
 # Subsets
 
 
@@ -162,6 +342,24 @@ def test_strata_keep_their_shares_at_every_size(folder):
         TaskConfig(name="x", balance_by="a", stratify_by="b", train_size=1)
     with pytest.raises(InputError, match="compose subsets; set train_size"):
         TaskConfig(name="x", stratify_by="b")
+
+
+def test_columns_are_renamed_to_what_templates_know(folder):
+    records = [{"body": f"Review number {n}.", "label": n % 5 + 1, "shop": n} for n in range(60)]
+    task = {"rename": ("body=text", "label=stars"), "balance_by": "stars", "train_size": 5}
+    data = folder.build(records, task=task)
+    assert len(data.examples("train")) == 5
+    assert prompts(data, "train")[0].startswith("How many stars? Review: Review number ")
+    said = folder.refusal(records)
+    assert "no column 'stars'" in said
+    assert "rename=('its_name=stars',)" in said
+    said = folder.refusal(records, task={"rename": ("bdy=text", "label=stars")})
+    assert "no column 'bdy', which task rating.rename names" in said
+    said = folder.refusal(records, task={"rename": ("body=text", "label=shop")})
+    assert "has a column 'shop' already" in said
+    for wrong in (("a",), ("a=b=c",), ("a=",), ("a=b", "c=b"), ("a=b", "b=c")):
+        with pytest.raises(InputError, match=r"x\.rename: expected pairs such as 'text=reviews'"):
+            TaskConfig(name="x", rename=wrong)
 
 
 def test_a_column_with_a_dash_is_read_with_an_underscore(folder):

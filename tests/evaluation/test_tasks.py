@@ -253,7 +253,7 @@ def test_exemplars_are_as_many_as_the_context_has_room_for(tmp_path_factory):
         if line.shots == 6:
             assert line.prompt.count("Verdict:") == line.shots_given + 1
             [task] = data.tasks
-            [example] = [e for e in task.splits["test"] if e.content == line.key]
+            [example] = [e for e in task.splits["test"] if e.exact == line.key]
             one_more = exemplars(task, "Rate", line.shots_given + 1, 0)
             more = model.chat.prompt_ids([*one_more, *example.messages])
             assert len(more) + longest > 260

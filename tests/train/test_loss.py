@@ -98,7 +98,7 @@ def chat_examples():
         turns(f"Sum up: {LONG}", "Long."),
         turns("Hi.", "Hello.", f"And {LONG}?", "No."),
     ]
-    examples = [Example("t", "chat", one, (), "", "", "", "", "", "") for one in found]
+    examples = [Example("t", "chat", one, (), "", "", "", "", "", "", "") for one in found]
     config = DataConfig(max_length=150, on_too_long="truncate")
     fitted = fit_examples(examples, config, Chat.of(make_tokenizer()), [])
     assert [one.truncated for one in fitted] == [False, False, False, True, True]
