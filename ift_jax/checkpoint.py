@@ -11,7 +11,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ift_jax.errors import InputError, one_line
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.models.decoder import Params
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
+from ift_jax.peft.config import PeftConfig
 from ift_jax.sharding import param_shardings
 from ift_jax.train.step import TrainState
 
@@ -204,15 +206,47 @@ def load_workdir(
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.choose(which)
-        base = load_pretrained(run.model.path, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
+        base = load_pretrained(
+            run.model.path,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            quantize=run.model.quantize,
+            quantize_group=run.model.quantize_group,
+            mesh=mesh,
+        )
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
-            return interpolated(base, tuned, share)
-        adapter = base.adapter_for(run.peft)
-        like = _placed_shapes(adapter, mesh)
-        arrays = {TRAINED: checkpoints.restore_params(step, like[TRAINED])}
-        if FROZEN in like:
-            arrays[FROZEN] = checkpoints.restore_frozen(step, like[FROZEN])
-        return interpolated(base, base.with_adapter(adapter, arrays), share)
+        else:
+            tuned = base.with_adapter(*_restored_adapter(base, run.peft, checkpoints, step, mesh))
+        return interpolated(base, tuned, share)
     finally:
         checkpoints.close()
+
+
+def load_workdir_adapter(workdir: Path, model: LanguageModel) -> tuple[Adapter, Params]:
+    """The adapter of a run's best step, for a model that is the run's base.
+
+    Raises:
+        InputError: for a run that trained no adapter, or one that does not fit the model.
+    """
+    from ift_jax.config import read_run_config
+
+    run = read_run_config(workdir)
+    if run.peft.method == "none":
+        raise InputError(f"{workdir}: this run trained all weights; give it as the model itself")
+    checkpoints = Checkpoints(workdir)
+    try:
+        return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)
+    finally:
+        checkpoints.close()
+
+
+def _restored_adapter(
+    base: LanguageModel, config: PeftConfig, checkpoints: Checkpoints, step: int, mesh: Mesh | None
+) -> tuple[Adapter, Params]:
+    adapter = base.adapter_for(config)
+    like = _placed_shapes(adapter, mesh)
+    arrays = {TRAINED: checkpoints.restore_params(step, like[TRAINED])}
+    if FROZEN in like:
+        arrays[FROZEN] = checkpoints.restore_frozen(step, like[FROZEN])
+    return adapter, arrays

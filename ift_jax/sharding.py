@@ -116,12 +116,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     whole: XLA would pad it, and the padding's garbage reached gradients as NaN (jax 0.10.2).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    divide = [
-        axis
-        if size % int(np.prod([mesh.shape[a] for a in RULES.get(axis or "", ())])) == 0
-        else None
-        for axis, size in zip(axes, x.shape, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, spec(tuple(divide)))
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, _fitting(mesh, axes, x.shape))
+
+
+def fitting_sharding(
+    mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> NamedSharding:
+    """The partition of an array with these logical axes, whole along those that do not divide."""
+    return NamedSharding(mesh, _fitting(mesh, axes, shape))
+
+
+def _fitting(mesh: Any, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    def divides(axis: str | None, size: int) -> bool:
+        return size % int(np.prod([mesh.shape[a] for a in RULES.get(axis or "", ())])) == 0
+
+    return spec(tuple(a if divides(a, n) else None for a, n in zip(axes, shape, strict=True)))

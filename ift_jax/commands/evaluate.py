@@ -20,11 +20,15 @@ from ift_jax.errors import InputError
 
 _CONFIG = define_config_flag()
 _MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter", "", "An adapter beside the model: a folder of peft, or the workdir of its run."
+)
 _SPLIT = flags.DEFINE_string("split", "test", "train, validation or test.")
 _SHOTS = flags.DEFINE_list(
     "shots",
     [],
-    "Numbers of examples before the question; default: 0 for a workdir, else the config's.",
+    "Numbers of examples before the question; default: 0 for a workdir or with an adapter, else "
+    "the config's.",
 )
 _INTERPOLATE = flags.DEFINE_float(
     "interpolate",
@@ -63,13 +67,14 @@ def main(_: list[str]) -> None:
     from ift_jax.train.selection import chosen_of
 
     folder = locate(path)
-    is_tuned = is_workdir(folder)
+    is_run = is_workdir(folder)
+    is_tuned = is_run or bool(_ADAPTER.value)
     share = _INTERPOLATE.value
     check_share(share, "--interpolate")
-    if share < 1 and not is_tuned:
+    if share < 1 and not is_run:
         raise InputError(f"--interpolate={share}: {path} is no workdir, so it has no base")
     written: dict[str, Any] = {"split": _SPLIT.value}
-    if is_tuned:
+    if is_run:
         written["chosen"] = chosen_of(folder).to_json()
         if _SPLIT.value == "test":
             print(
@@ -86,8 +91,15 @@ def main(_: list[str]) -> None:
             )
         else:
             model = load_pretrained(
-                path, dtype=types.dtype, param_dtype=types.param_dtype, mesh=mesh
+                path,
+                dtype=types.dtype,
+                param_dtype=types.param_dtype,
+                quantize="none" if is_run else types.quantize,  # a workdir knows its own
+                quantize_group=types.quantize_group,
+                mesh=mesh,
             )
+        if _ADAPTER.value:
+            model.load_adapter(_ADAPTER.value)
         data = load_data(config.data, model.chat)
         name = _NAME.value or ("tuned" if is_tuned else "base")
         rows = baseline_rows(data, config.evaluation, split=_SPLIT.value)

@@ -1,4 +1,8 @@
-"""ift export --workdir=W --output=DIR: writes a folder that transformers loads as it is."""
+"""ift export --workdir=W --output=DIR: writes a folder that transformers loads as it is.
+
+A run that trained an adapter is written as a folder that peft loads beside the base model;
+with --merge_adapter as the whole model, with the adapter worked into its weights.
+"""
 
 from pathlib import Path
 
@@ -10,7 +14,15 @@ from ift_jax.errors import InputError
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to write; must not exist or be empty.")
 _STEP = flags.DEFINE_string("step", "best", "best, latest or a step's number.")
-_DTYPE = flags.DEFINE_string("dtype", "", "Of the weights; default: that of the base model's file.")
+_MERGE = flags.DEFINE_bool(
+    "merge_adapter",
+    False,
+    "Write the whole model. Quantized weights are written as the floats that they stand for, "
+    "beside which the adapter was trained.",
+)
+_DTYPE = flags.DEFINE_string(
+    "dtype", "", "Of the weights; default: that of the base model's file, float32 for an adapter."
+)
 _INTERPOLATE = flags.DEFINE_float(
     "interpolate",
     1.0,
@@ -24,9 +36,16 @@ def main(_: list[str]) -> None:
     if not (workdir / "config.json").exists():
         raise InputError(f"{workdir}: is no training workdir")
     from ift_jax.checkpoint import load_workdir
+    from ift_jax.config import read_run_config
     from ift_jax.interpolation import check_share
 
     check_share(_INTERPOLATE.value, "--interpolate")
+    run = read_run_config(workdir)
+    if _MERGE.value and run.peft.method == "none":
+        raise InputError("--merge_adapter: this run trained no adapter, but all weights")
     model = load_workdir(workdir, which=_STEP.value, share=_INTERPOLATE.value)
-    model.save_pretrained(output, dtype=_DTYPE.value)
+    if model.structure.adapter is None or _MERGE.value:
+        model.save_pretrained(output, dtype=_DTYPE.value)
+    else:
+        model.save_adapter(output, base_model=run.model.path, dtype=_DTYPE.value)
     print(f"wrote {output}")

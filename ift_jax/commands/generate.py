@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ift_jax.language_model import LanguageModel
 
 _MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter", "", "An adapter beside the model: a folder of peft, or the workdir of its run."
+)
 _PROMPT = flags.DEFINE_string("prompt", "", "One prompt.")
 _PROMPTS = flags.DEFINE_string("prompts", "", "A file of prompts, JSON lines.")
 _OUTPUT = flags.DEFINE_string("output", "", "File for the completions, JSON lines.")
@@ -38,6 +41,8 @@ def main(_: list[str]) -> None:
     from ift_jax.language_model import load_pretrained
 
     model = load_pretrained(path)
+    if _ADAPTER.value:
+        model.load_adapter(_ADAPTER.value)
 
     def answers(prompts: list[str]) -> list[str]:
         return model.generate(

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from ift_jax.models.decoder import KVCache, Params, Prefix, Structure
+from ift_jax.peft.adapter import ROWS
 from ift_jax.sharding import num_row_shards, row_sharding
 
 BATCH_TOKENS = 1024  # positions per batch, per part of the mesh that rows are cut over
@@ -86,6 +87,17 @@ def _prefix_cache(structure: Structure, params: Params, tokens: Array) -> KVCach
     causal = jnp.tril(jnp.ones((1, size, size), bool))
     _, cache = structure.merge(params).score_states(tokens, jnp.arange(size)[None], causal)
     return KVCache(cache.k[:, 0], cache.v[:, 0])
+
+
+def with_adapter_rows(
+    params: Params, adapter_rows: Float[np.ndarray, "N R"] | None, group: Group, mesh: Mesh | None
+) -> Params:
+    """The parameters for a group whose rows use adapters of their own; see `peft.mixing`."""
+    if adapter_rows is None:
+        return params
+    rows = np.zeros((group.rows, adapter_rows.shape[1]), np.float32)
+    rows[: len(group.members)] = adapter_rows[group.members]
+    return {**params, ROWS: place_rows(mesh, rows)}
 
 
 def row_shards(mesh: Mesh | None) -> int:

@@ -21,6 +21,7 @@ from ift_jax.evaluation.classification import mean
 from ift_jax.evaluation.intervals import Score, bootstrap
 from ift_jax.language_model import LanguageModel
 from ift_jax.models.decoder import Params, Structure
+from ift_jax.models.quantization import dense_tree
 from ift_jax.train.loss import CHUNK_TARGETS, token_kl
 
 _ROWS = 8  # texts at a time, per part of the mesh that rows are cut over
@@ -56,10 +57,11 @@ def _squares(tree: Params, minus: Params | None) -> Params:
             difference = difference - y.astype(jnp.float32)
         return jnp.sum(difference * difference)
 
+    tree = dense_tree(tree)
     return (
         jax.tree.map(lambda x: of(x, None), tree)
         if minus is None
-        else jax.tree.map(of, tree, minus)
+        else jax.tree.map(of, tree, dense_tree(minus))
     )
 
 

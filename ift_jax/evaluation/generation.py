@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
@@ -19,6 +19,7 @@ from ift_jax.evaluation.batching import (
     groups,
     place_rows,
     row_shards,
+    with_adapter_rows,
 )
 from ift_jax.models.decoder import KVCache, Params, Prefix, Structure
 
@@ -52,11 +53,15 @@ def generate(
     *,
     stop_ids: Sequence[int],
     mesh: Mesh | None = None,
+    adapter_rows: Float[np.ndarray, "N R"] | None = None,
 ) -> list[NDArray[np.int32]]:
     """The new tokens of each prompt, without the end token.
 
     The beginning that all prompts share is computed once. A row's tokens do not depend on
     the other rows: padding is masked, and samples are keyed by the prompt's number.
+
+    Args:
+        adapter_rows: where each prompt uses an adapter of its own, `LanguageModel.adapter_rows`.
 
     Raises:
         InputError: for an empty prompt, or one that leaves no room in the context.
@@ -70,7 +75,8 @@ def generate(
                 f"prompt {number}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones "
                 f"exceed the context of {limit}"
             )
-    shared = common_prefix(prompts)
+    # Under different adapters, equal beginnings are not equal.
+    shared = common_prefix(prompts) if adapter_rows is None else 0
     prefix = compute_prefix(structure, params, prompts[0][:shared]) if shared else None
     rests = [prompt[shared:] for prompt in prompts]
     outputs: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(prompts)
@@ -87,7 +93,7 @@ def generate(
                 structure,
                 sampling.max_new_tokens,
                 sampling.temperature > 0,
-                params,
+                with_adapter_rows(params, adapter_rows, group, mesh),
                 prefix,
                 place_rows(mesh, tokens),
                 place_rows(mesh, lengths),

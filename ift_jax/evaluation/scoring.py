@@ -18,6 +18,7 @@ from ift_jax.evaluation.batching import (
     groups,
     place_rows,
     row_shards,
+    with_adapter_rows,
 )
 from ift_jax.models.decoder import Params, Prefix, Structure
 from ift_jax.train.loss import CHUNK_TARGETS, token_nll
@@ -74,7 +75,12 @@ def choice_log_likelihoods(
 
 
 def score_choices(
-    structure: Structure, params: Params, questions: Sequence[Question], *, mesh: Mesh | None = None
+    structure: Structure,
+    params: Params,
+    questions: Sequence[Question],
+    *,
+    mesh: Mesh | None = None,
+    adapter_rows: Float[np.ndarray, "N R"] | None = None,
 ) -> list[ChoiceScores]:
     """How likely each choice of each question is.
 
@@ -82,13 +88,19 @@ def score_choices(
     prompt and themselves, and count their positions on from the prompt. What the prompts
     of all questions begin with (instructions, exemplars) is computed once for all.
 
+    Args:
+        adapter_rows: where each question is put to an adapter of its own,
+            `LanguageModel.adapter_rows`.
+
     Raises:
         InputError: for an empty prompt, behind which no first token can be scored.
     """
     for number, question in enumerate(questions):
         if not len(question.prompt):
             raise InputError(f"question {number}: the prompt has no tokens")
-    shared = common_prefix([question.prompt for question in questions])
+    prompts = [question.prompt for question in questions]
+    # Under different adapters, equal beginnings are not equal.
+    shared = common_prefix(prompts) if adapter_rows is None else 0
     prefix = compute_prefix(structure, params, questions[0].prompt[:shared]) if shared else None
     lengths = [len(q.prompt) - shared + sum(map(len, q.choices)) for q in questions]
     results = [ChoiceScores(np.zeros(0), np.zeros(0, np.int64))] * len(questions)
@@ -97,7 +109,8 @@ def score_choices(
         rows = _Rows.empty(group.rows, group.length, room)
         owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
         placed = (place_rows(mesh, array) for array in rows)
-        nll, correct = map(np.asarray, _target_nll(structure, params, prefix, *placed))
+        own = with_adapter_rows(params, adapter_rows, group, mesh)
+        nll, correct = map(np.asarray, _target_nll(structure, own, prefix, *placed))
         for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
             used, count = len(owner), len(questions[member].choices)
             results[member] = ChoiceScores(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
         files = [folder / "model.safetensors"]
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        for name, tensor in _open_file(file).items():
+        for name, tensor in open_file(file).items():
             if name in tensors:
                 raise InputError(f"{file}: {name} also stands in {tensors[name].origin}")
             tensors[name] = tensor
@@ -82,7 +83,8 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _open_file(file: Path) -> dict[str, StoredTensor]:
+def open_file(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file by name; nothing is read yet. Raises InputError."""
     from safetensors import SafetensorError, safe_open
 
     if not file.exists():
@@ -140,6 +142,24 @@ def write_folder(
     Raises:
         InputError: if the folder exists and is not empty, or cannot be written.
     """
+    # torch_dtype is the older name of the field; both would contradict each other.
+    kept = {name: value for name, value in hf_config.items() if name != "torch_dtype"}
+    with new_folder(folder) as partial:
+        _write_json(partial / "config.json", {**kept, "dtype": dtype})
+        _write_json(partial / "generation_config.json", generation_config)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        _write_shards(partial, tensors, shapes, np.dtype(dtype).itemsize)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block has ended without an error.
+
+    Raises:
+        InputError: if the name is taken by a file or by a folder with content, or cannot be
+            written.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: already exists; choose a new folder or remove it")
     partial = folder.with_name(folder.name + ".partial")
@@ -148,13 +168,7 @@ def write_folder(
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    # torch_dtype is the older name of the field; both would contradict each other.
-    kept = {name: value for name, value in hf_config.items() if name != "torch_dtype"}
-    _write_json(partial / "config.json", {**kept, "dtype": dtype})
-    _write_json(partial / "generation_config.json", generation_config)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    _write_shards(partial, tensors, shapes, np.dtype(dtype).itemsize)
+    yield partial
     if folder.exists():
         folder.rmdir()
     os.replace(partial, folder)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ift_jax.errors import InputError
 from ift_jax.hf.families import Row
 from ift_jax.models.decoder import Params
+from ift_jax.models.quantization import Quantized, dense
 
 
 class StoredTensor(NamedTuple):
@@ -26,7 +27,7 @@ def read_params(
     shapes: Params,
     tensors: Mapping[str, StoredTensor],
     *,
-    place: Callable[[str, NDArray[Any]], jax.Array] | None = None,
+    place: Callable[[str, NDArray[Any]], jax.Array | Quantized] | None = None,
 ) -> Params:
     """Builds the parameter tree from stored tensors, one of our arrays at a time.
 
@@ -34,7 +35,8 @@ def read_params(
         rows: the family's table.
         shapes: our tree of jax.ShapeDtypeStruct; tensors are converted to its dtypes.
         tensors: what the checkpoint holds, by Hugging Face name.
-        place: puts a finished array (named by path) on devices; default: the default device.
+        place: puts a finished array (named by path) on devices, quantized or as it is;
+            default: as it is on the default device.
 
     Raises:
         InputError: for a tensor that is missing, of the wrong shape, or that no row reads.
@@ -61,19 +63,31 @@ def read_params(
 def write_tensors(
     rows: tuple[Row, ...], params: Params, dtype: Any
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The checkpoint's tensors in the table's order, converted to `dtype`, layer by layer."""
+    """The checkpoint's tensors in the table's order, converted to `dtype`, layer by layer.
+
+    Quantized weights are written as what they compute with.
+    """
     arrays = flat_paths(params)
     for path in arrays:
         if path not in {row.path for row in rows}:
             raise ValueError(f"no row of the weight table writes {path}")
     for row in rows:
         array = arrays[row.path]
-        layers = range(array.shape[0]) if row.per_layer else [None]
+        layers = range(_num_layers(array)) if row.per_layer else [None]
         for layer in layers:
-            part = np.asarray(array if layer is None else array[layer])[row.part]
+            part = np.asarray(array if layer is None else _layer(array, layer))[row.part]
             if row.in_axes:
                 part = part.reshape(int(np.prod(part.shape[: row.in_axes])), -1).T
             yield row.name.format(layer), np.ascontiguousarray(part.astype(dtype))
+
+
+def _num_layers(array: Any) -> int:
+    return jax.tree.leaves(array)[0].shape[0]
+
+
+def _layer(array: Any, layer: int) -> Any:
+    part = jax.tree.map(lambda x: x[layer], array)
+    return dense(part, jnp.float32) if isinstance(part, Quantized) else part
 
 
 def tensor_shapes(rows: tuple[Row, ...], shapes: Params) -> dict[str, tuple[int, ...]]:
@@ -94,7 +108,9 @@ def flat_paths(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> di
         >>> flat_paths({"a": {"b": 1}, "c": 2})
         {'a.b': 1, 'c': 2}
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf or (lambda x: isinstance(x, Quantized))
+    )
     return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
@@ -104,6 +120,18 @@ def set_path(tree: Params, path: str, value: Any) -> None:
     for key in parents:
         tree = tree.setdefault(key, {})
     tree[last] = value
+
+
+def at_path(tree: Params, path: str) -> Any:
+    """The node at a dotted path.
+
+    Example:
+        >>> at_path({"a": {"b": ("c",)}}, "a.b")
+        ('c',)
+    """
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
 
 
 def _targets(row: Row, out: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ift_jax.models.layers import apply_rope, attend, packing_mask, rms_norm, rope_tables
-from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
+from ift_jax.models.quantization import Quantized, dense
+from ift_jax.peft.adapter import FROZEN, ROWS, TRAINED, Adapter
 from ift_jax.sharding import constrain
 
 Params = dict[str, Any]
@@ -142,10 +143,20 @@ class Layer(nnx.Module):
     def project(self, path: str, x: Array, num_in: int = 1) -> Array:
         """The linear map of one array: the last `num_in` axes of x with its first ones."""
         group, name = path.split(".")
-        weight = getattr(getattr(self, group), name)[...].astype(x.dtype)
-        if self.adapter is None:
-            return jnp.tensordot(x, weight, num_in)
-        return self.adapter.linear(path, x, weight, num_in, self.adapter_arrays)
+        stored = getattr(getattr(self, group), name).get_value()
+        adapter = self.adapter
+
+        def apply(x: Array, stored: Any, arrays: Any) -> Array:
+            weight = dense(stored, x.dtype)
+            if adapter is None:
+                return jnp.tensordot(x, weight, num_in)
+            return adapter.linear(path, x, weight, num_in, arrays)
+
+        if isinstance(stored, Quantized):
+            # The backward pass dequantizes anew: float weights kept for it, layer by layer,
+            # would be the very copy that quantizing is to avoid.
+            apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.nothing_saveable)
+        return apply(x, stored, None if adapter is None else self.adapter_arrays)
 
     def qkv(
         self, x: Float[Array, "B S D"], cos: Array, sin: Array
@@ -326,7 +337,9 @@ class Structure(NamedTuple):
                 `ift_jax.peft.adapter`), which a structure without adapter leaves aside.
             key: of dropout, in training only.
         """
-        weights = {name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN)}
+        weights = {
+            name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN, ROWS)
+        }
         module = nnx.merge(self.graph, weights)
         if self.adapter is not None:
             module.layers.adapter = self.adapter

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ift_jax.models.quantization import Quantized, dense_layers
 from ift_jax.peft import lora
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import Site, replaced, taken
 
 Tree = dict[str, Any]
 
-TRAINED, FROZEN = "adapter", "adapter_frozen"
+TRAINED, FROZEN, ROWS = "adapter", "adapter_frozen", "adapter_rows"
 
 # A method is a module with trained_shapes, frozen_shapes, init, linear and merged.
 METHODS: Mapping[str, ModuleType] = {"lora": lora}
@@ -30,11 +31,16 @@ METHODS: Mapping[str, ModuleType] = {"lora": lora}
 
 @dataclass(frozen=True)
 class Adapter:
-    """The static half of an adapter: hashable, a part of `models.decoder.Structure`."""
+    """The static half of an adapter: hashable, a part of `models.decoder.Structure`.
+
+    `by_row` says that each row of a batch uses its own share of it: the branch "adapter_rows"
+    of the parameters has the factors [B, R] of the rows; see `peft.mixing`.
+    """
 
     config: PeftConfig
     sites: tuple[Site, ...]
     num_layers: int
+    by_row: bool = False
 
     @property
     def method(self) -> Any:
@@ -77,8 +83,15 @@ class Adapter:
         frozen: Tree = {}
         for site in self.sites:
             key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(site.module.encode()))
-            weight = taken(_layers(_at(base, site), site.layers), site.cuts)
-            trained[site.module], fixed = self.method.init(site, self.config, key, weight)
+            stored = _at(base, site)
+
+            def start(key: Array, stored: Any, site: Site = site) -> tuple[Tree, Tree]:
+                weight = taken(_layers(dense_layers(stored), site.layers), site.cuts)
+                return self.method.init(site, self.config, key, weight)
+
+            # Compiled, float weights that a method does not look at are never made.
+            quantized = isinstance(stored, Quantized)
+            trained[site.module], fixed = (jax.jit(start) if quantized else start)(key, stored)
             if fixed:
                 frozen[site.module] = fixed
         return {TRAINED: {"layers": trained}, **({FROZEN: {"layers": frozen}} if frozen else {})}
@@ -98,6 +111,10 @@ class Adapter:
                     lambda x, layers=site.layers: self._spread(x, layers),
                     tree.get("layers", {}).get(site.module, {}),
                 )
+        if self.by_row:
+            rows = params[ROWS]
+            for pair in arrays["trained"].values():
+                pair["rows"] = jnp.broadcast_to(rows, (self.num_layers, *rows.shape))
         if key is not None and self.config.dropout:
             arrays["key"] = jax.random.split(key, self.num_layers)
         return arrays
@@ -129,12 +146,16 @@ class Adapter:
         )
 
     def merged(self, params: Tree) -> Tree:
-        """The base's tree with the adapter worked into its weights."""
+        """The base's tree with the adapter worked into its weights.
+
+        Quantized weights that it changes become float32: what the adapter was trained beside is
+        what they stand for, not what was quantized.
+        """
         base = {name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN)}
         base["layers"] = jax.tree.map(lambda x: x, base["layers"])  # new dicts, same arrays
         frozen = params.get(FROZEN, {}).get("layers", {})
         for site in self.sites:
-            whole = _at(base, site)
+            whole = dense_layers(_at(base, site))
             some = _layers(whole, site.layers)
             part = jax.vmap(
                 lambda w, a, f, site=site: self.method.merged(w, site, a, f, self.config)
@@ -163,7 +184,7 @@ def separate(params: Tree) -> tuple[Tree, Tree]:
     return params[TRAINED], {name: tree for name, tree in params.items() if name != TRAINED}
 
 
-def _at(base: Tree, site: Site) -> Array:
+def _at(base: Tree, site: Site) -> Any:
     node: Any = base["layers"]
     for key in site.path.split("."):
         node = node[key]

@@ -81,7 +81,7 @@ def linear(
     Args:
         x: [..., *in].
         weight: [*in, *out] of the whole array.
-        arrays: A and B per site, one layer's.
+        arrays: A and B per site, one layer's; and "rows" [B, R], factors of each row's x A.
         frozen: A0 and B0 per site, or nothing.
         key: of dropout; None at evaluation.
     """
@@ -90,7 +90,9 @@ def linear(
     dropout = config.dropout if key is not None else 0.0
     inputs, outputs = math.prod(weight.shape[:num_in]), math.prod(weight.shape[num_in:])
     rows = x.size // inputs
-    if x.dtype == jnp.float32 and not dropout and rows * (inputs + outputs) > inputs * outputs:
+    by_row = "rows" in arrays[0]
+    many = rows * (inputs + outputs) > inputs * outputs
+    if x.dtype == jnp.float32 and not dropout and many and not by_row:
         a, b = tuple(p["a"] for p in arrays), tuple(p["b"] for p in arrays)
         a0, b0 = (tuple(p[name] for p in frozen if p) for name in ("a", "b"))
         return _through_sum(num_in, cuts, config.scaling, x, weight, a, b, a0, b0)
@@ -109,7 +111,10 @@ def linear(
 
 def _product(x: Array, pair: dict[str, Array], num_in: int) -> Array:
     a, b = pair["a"].astype(x.dtype), pair["b"].astype(x.dtype)
-    return jnp.tensordot(jnp.tensordot(x, a, num_in), b, 1)
+    inner = jnp.tensordot(x, a, num_in)
+    if "rows" in pair:
+        inner = inner * pair["rows"].astype(x.dtype)[:, None, :]
+    return jnp.tensordot(inner, b, 1)
 
 
 def merged(

@@ -47,6 +47,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         InputError: for a config, file or workdir that cannot be used.
     """
     workdir = Path(workdir)
+    _check_frozen(config)
     claim_workdir(with_full_path(config), workdir)
     results = workdir / "results.json"
     if results.exists():
@@ -88,6 +89,7 @@ def tune(
     Raises:
         InputError: as `train`.
     """
+    _check_frozen(config)
     stored = with_full_path(config)
     claim_workdir(stored, workdir)
     _check_batch(config, mesh)
@@ -162,7 +164,13 @@ def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
     """The base model, its parameters on the mesh."""
     model = config.model
     return load_pretrained(
-        model.path, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat, mesh=mesh
+        model.path,
+        dtype=model.dtype,
+        param_dtype=model.param_dtype,
+        remat=model.remat,
+        quantize=model.quantize,
+        quantize_group=model.quantize_group,
+        mesh=mesh,
     )
 
 
@@ -219,3 +227,11 @@ def _check_batch(config: RunConfig, mesh: Mesh) -> None:
                 f"config.{name}={size} does not divide over {num_row_shards(mesh)} row shards and "
                 f"{config.train.micro_batches} micro-batches"
             )
+
+
+def _check_frozen(config: RunConfig) -> None:
+    if config.model.quantize != "none" and config.peft.method == "none":
+        raise InputError(
+            f"config.model.quantize={config.model.quantize}: full tuning changes all weights, and "
+            "codes of a few bits cannot be trained; set config.peft.method, or quantize to none"
+        )

@@ -1,0 +1,81 @@
+"""What the verbs do with adapters: a run's own, one given with --adapter, and quantized weights."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from peft import PeftModel
+from torch_reference import torch_logits, torch_model
+from workplace import Workplace
+
+from ift_jax.checkpoint import load_workdir
+from ift_jax.language_model import load_pretrained
+
+IDS = np.random.default_rng(0).integers(2, 258, (2, 11))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_llama):
+    """A folder with a finished run that trained a LoRA beside weights in NF4."""
+    place = Workplace(tmp_path_factory.mktemp("place"), tiny_llama)
+    outcome = place.run(
+        "train", "--config=tiny.py", "--workdir=w", "--config.peft.method=lora",
+        "--config.peft.rank=2", "--config.model.quantize=nf4", "--config.model.quantize_group=16",
+        "--config.optimizer.peak_lr=0.1", "--config.optimizer.warmup_steps=0",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.stderr
+    return place
+
+
+def test_an_adapter_run_is_exported_for_peft_and_merged_for_transformers(place, tiny_llama):
+    for arguments in (["--output=adapter"], ["--output=whole", "--merge_adapter"]):
+        outcome = place.run("export", "--workdir=w", *arguments)
+        assert outcome.status == 0, outcome.stderr
+    model = load_workdir(place.path / "w")
+    logits = model.logits(IDS)
+    whole = torch_logits(torch_model(place.path / "whole"), IDS)
+    np.testing.assert_allclose(whole, logits, rtol=1e-3, atol=5e-4)
+    config = json.loads((place.path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_llama)
+    # peft computes beside the weights themselves, and so do we where they are not quantized.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = PeftModel.from_pretrained(torch_model(tiny_llama), place.path / "adapter")
+    beside = load_pretrained(tiny_llama).load_adapter(place.path / "w").logits(IDS)
+    np.testing.assert_allclose(torch_logits(theirs.eval(), IDS), beside, rtol=1e-3, atol=2e-4)
+    assert np.abs(np.asarray(beside) - np.asarray(logits)).max() > 0.02
+
+
+def test_an_adapter_is_given_by_folder_or_workdir(place, tiny_llama):
+    outcome = place.run(
+        "evaluate", "--config=tiny.py", f"--model={tiny_llama}", "--adapter=w",
+        "--config.model.quantize=nf4", "--config.model.quantize_group=16", "--output=scores.json",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.stderr
+    found = [
+        [row for row in json.loads((place.path / file).read_text())["rows"]
+         if row["model"] == "tuned" and "class" not in row]
+        for file in ("scores.json", "w/results.json")
+    ]  # fmt: skip
+    assert found[0] == found[1] != []
+    load_pretrained(tiny_llama).load_adapter(place.path / "w").save_adapter(place.path / "a")
+    arguments = [f"--model={tiny_llama}", "--adapter=a", "--prompt=Hello", "--max_new_tokens=4"]
+    outcome = place.run("generate", *arguments)
+    model = load_pretrained(tiny_llama)
+    base = model.generate(["Hello"], max_new_tokens=4)
+    [text] = model.load_adapter(place.path / "a").generate(["Hello"], max_new_tokens=4)
+    assert outcome.stdout == f"{text}\n"
+    assert [text] != base
+
+
+def test_adapters_that_cannot_be_used_are_refused(place, tiny_llama):
+    refusal = place.refusal("generate", f"--model={tiny_llama}", "--adapter=none", "--prompt=x")
+    assert refusal == "none/adapter_config.json: no such file"
+    refusal = place.refusal("generate", "--model=w", "--adapter=w", "--prompt=x")
+    assert "has an adapter already" in refusal
+    refusal = place.refusal(
+        "train", "--config=tiny.py", "--workdir=v", "--config.model.quantize=int8"
+    )
+    assert "set config.peft.method" in refusal
+    assert not (place.path / "v").exists()

@@ -1,0 +1,157 @@
+"""Several adapters on one base: by row, weighted as peft weighs them, merged and unmerged."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+from torch_peft import IDS, shaken
+from torch_reference import torch_logits, torch_model
+
+from ift_jax.errors import InputError
+from ift_jax.evaluation.scoring import Question, score_choices
+from ift_jax.language_model import load_pretrained
+from ift_jax.peft.config import PeftConfig
+from ift_jax.sharding import MeshConfig, make_mesh
+
+ADAPTERS = {
+    "small": {"rank": 2, "alpha": 8.0, "targets": ("q_proj", "down_proj")},
+    "root": {"rank": 3, "rank_scaling": "sqrt", "alpha": 2.0, "layers": (0, 2)},
+    "pissa": {"rank": 2, "alpha": 4.0, "init": "pissa", "targets": ("q_proj",)},
+    "equal": {"rank": 2, "alpha": 3.0, "targets": ("q_proj", "up_proj")},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama):
+    return load_pretrained(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def folders(base, tmp_path_factory):
+    """A folder per adapter."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for number, (name, fields) in enumerate(ADAPTERS.items()):
+        model = shaken(base.adapt(PeftConfig(method="lora", **fields)), seed=number)
+        model.save_adapter(folder / name)
+    return {name: folder / name for name in ADAPTERS}
+
+
+@pytest.fixture(scope="module")
+def several(tiny_llama, folders):
+    return load_pretrained(tiny_llama).load_adapters(folders)
+
+
+def alone(tiny_llama, folders, name):
+    model = load_pretrained(tiny_llama)
+    return model.load_adapter(folders[name]) if name else model
+
+
+NAMES = ["root", "", "small", "pissa", "equal", "small"]
+
+
+def test_each_row_uses_its_own_adapter(tiny_llama, folders, several):
+    ids = np.random.default_rng(1).integers(2, 258, (len(NAMES), 9))
+    logits = np.asarray(several.logits(ids, adapters=NAMES))
+    for row, name in enumerate(NAMES):
+        model = alone(tiny_llama, folders, name)
+        np.testing.assert_allclose(logits[row], model.logits(ids)[row], atol=3e-4, err_msg=name)
+
+
+def test_rows_generate_and_score_under_their_adapters_whatever_is_in_the_batch(
+    tiny_llama, folders, several
+):
+    prompts = ["Hello there, what is this?"] * len(NAMES)  # a beginning long enough to share
+    texts = several.generate(prompts, max_new_tokens=6, adapters=NAMES)
+    ids = several.chat.prompt_ids([{"role": "user", "content": prompts[0]}])
+    question = Question(ids, (np.array([40, 41]), np.array([50])))
+    rows = several.adapter_rows(NAMES, len(NAMES))
+    scores = score_choices(
+        several.structure, several.params, [question] * len(NAMES), adapter_rows=rows
+    )
+    for text, score, name in list(zip(texts, scores, NAMES, strict=True))[:3]:
+        model = alone(tiny_llama, folders, name)
+        assert [text] == model.generate(prompts[:1], max_new_tokens=6), name
+        own = score_choices(model.structure, model.params, [question])[0]
+        np.testing.assert_allclose(score.log_likelihoods, own.log_likelihoods, rtol=1e-4)
+
+
+def test_rows_use_their_adapters_on_a_mesh(tiny_llama, folders, several):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    ids = np.random.default_rng(1).integers(2, 258, (4, 9))
+    with jax.set_mesh(mesh):
+        model = load_pretrained(tiny_llama, mesh=mesh).load_adapters(folders)
+        logits = model.logits(ids, adapters=NAMES[:4])
+    np.testing.assert_allclose(logits, several.logits(ids, adapters=NAMES[:4]), atol=1e-4)
+
+
+def test_names_are_checked(base, several, tmp_path, folders):
+    with pytest.raises(InputError, match="expected a name for each of 2 rows, of 'small', 'root'"):
+        several.logits(IDS)
+    with pytest.raises(InputError, match="'smal' is not loaded"):
+        several.logits(IDS, adapters=["smal", ""])
+    with pytest.raises(InputError, match="only after `load_adapters`"):
+        base.logits(IDS, adapters=["small", ""])
+    with pytest.raises(InputError, match="cannot be merged"):
+        several.save_pretrained(tmp_path / "m")
+    with pytest.raises(InputError, match="names that are not empty"):
+        dataclasses.replace(base).load_adapters({"": folders["small"]})
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "combination"),
+    [
+        (("small", "pissa", "equal"), (0.7, -0.4, 1.5), "cat"),
+        (("small", "equal"), (0.7, -0.4), "linear"),
+    ],
+    ids=["cat", "linear"],
+)
+def test_weighted_sums_equal_those_of_peft(tiny_llama, folders, names, weights, combination):
+    model = load_pretrained(tiny_llama)
+    model.load_weighted_adapters([folders[n] for n in names], weights, combination)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(
+            torch_model(tiny_llama), folders[names[0]], adapter_name=names[0]
+        )
+        for name in names[1:]:
+            theirs.load_adapter(folders[name], adapter_name=name)
+        theirs.add_weighted_adapter(list(names), list(weights), "sum", combination_type=combination)
+        theirs.set_adapter("sum")
+    logits = np.asarray(model.logits(IDS))
+    np.testing.assert_allclose(logits, torch_logits(theirs.eval(), IDS), rtol=1e-3, atol=3e-4)
+    assert np.abs(logits - alone(tiny_llama, folders, "small").logits(IDS)).max() > 0.05
+
+
+def test_sums_that_cannot_be_made_are_refused(tiny_llama, folders):
+    model = load_pretrained(tiny_llama)
+    two = [folders["small"], folders["root"]]
+    with pytest.raises(InputError, match=r"one rank, got \[2, 3\]; use 'cat'"):
+        model.load_weighted_adapters(two, [1, 1], "linear")
+    with pytest.raises(InputError, match="a weight per adapter: 2, got 1"):
+        model.load_weighted_adapters(two, [1])
+    with pytest.raises(InputError, match="combination: expected one of cat, linear"):
+        model.load_weighted_adapters(two, [1, 1], "svd")
+
+
+@pytest.mark.parametrize("name", ["root", "pissa"])
+def test_unmerging_gives_the_base_back(tiny_llama, base, folders, name):
+    merged = alone(tiny_llama, folders, name).merged()
+    assert float(jnp.abs(merged.logits(IDS) - base.logits(IDS)).max()) > 0.05
+    np.testing.assert_allclose(
+        merged.unmerged(folders[name]).logits(IDS), base.logits(IDS), atol=5e-4
+    )
+
+
+def test_a_merge_that_changes_the_logits_is_refused(tiny_llama, base, tmp_path, monkeypatch):
+    model = shaken(base.adapt(PeftConfig(method="lora", rank=2)))
+    model.save_pretrained(tmp_path / "right", dtype="bfloat16")  # rounding is no such change
+    right = type(model).merged
+    wrong = lambda self: right(self).with_params(self.without_adapter().params)  # noqa: E731
+    monkeypatch.setattr(type(model), "merged", wrong)
+    with pytest.raises(InputError, match=r"changes logits by up to .*, more than the"):
+        model.save_pretrained(tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
