@@ -24,6 +24,7 @@ MAX_SAMPLES = 16
 MAX_ANSWERS = 8  # to a prompt, side by side
 MAX_STEPS = 4  # of them of one run
 MAX_SETS = 3  # of data, each with its tables
+MAX_NAMES = 12  # of tasks, in one cell
 MAX_TEXT = 600  # characters of a text
 HEAD_TOKENS, TAIL_TOKENS = 150, 250  # of a preview; what is trained stands at its end
 MAX_REJECTED_ROWS = 20
@@ -82,7 +83,7 @@ def overview_section(runs: Sequence[Run]) -> Section:
 def _tasks(run: Run) -> str:
     tasks = run.config.get("data", {}).get("tasks", [])
     names = [task.get("name", "?") for task in tasks if isinstance(task, Mapping)]
-    return cut(", ".join(names), 200) or "–"
+    return ", ".join([*names[:MAX_NAMES], *and_more(len(names), MAX_NAMES, "tasks")]) or "–"
 
 
 def _value(config: Mapping[str, Any], field: str) -> str:
