@@ -189,6 +189,14 @@ class Chat:
         encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
         return {text: len(e.ids) for text, e in zip(distinct, encodings, strict=True)}
 
+    def most_characters(self, num_tokens: int) -> int:
+        """How many characters so many tokens can stand for at most."""
+        return num_tokens * self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated tokens, special tokens and the opening of the turn left out."""
         text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -7,7 +7,6 @@ hosts can each take their part of the chunks; joined, the parts are what one hos
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ from ift_jax.data.store import Store
 from ift_jax.data.templates import Template
 from ift_jax.errors import InputError
 
-CHUNK = 2048  # records; what one host takes at a time
+CHUNK = 2048  # records; what one host takes at a time,
+CHUNK_CHARACTERS = 2**25  # or fewer, as soon as they have so many
 INDEX = np.dtype(
     [
         ("number", "i8"),  # in the store
@@ -164,7 +164,7 @@ def collect(
     fmt, chunk = "", 0
     for split, where, hub_split in task_sources(task, source):
         rows = read_task(task, where, hub_split)
-        while taken := list(islice(rows, CHUNK)):
+        while taken := _chunk(rows):
             records = [row for row in taken if isinstance(row, Record)]
             for record in records:
                 found.columns.update(record.fields)
@@ -176,7 +176,10 @@ def collect(
                 rejected = [row for row in taken if isinstance(row, Rejected)]
                 marks: dict[str, Marks] = {}
                 if templates:
-                    made = from_templates(task, templates, records, config.seed, rejected, marks)
+                    made = from_templates(
+                        task, templates, records, config.seed, rejected, marks,
+                        chat.most_characters(config.max_length),
+                    )  # fmt: skip
                 else:
                     made = from_conversations(task, fmt, records, rejected, marks)
                 fitted = fit_examples(made, config, chat, rejected)
@@ -188,6 +191,30 @@ def collect(
     found.labels = list(label_codes)
     _refuse_missing_columns(task, templates, found)
     return found
+
+
+def _chunk(rows: Iterator[Record | Rejected]) -> list[Record | Rejected]:
+    """The next CHUNK rows, or fewer that hold very much text."""
+    taken: list[Record | Rejected] = []
+    room = CHUNK_CHARACTERS
+    while room > 0 and len(taken) < CHUNK and (row := next(rows, None)):
+        taken.append(row)
+        room -= _num_characters(row.fields) if isinstance(row, Record) else 0
+    return taken
+
+
+def _num_characters(fields: Mapping[str, Any]) -> int:
+    """Of all texts in a record, however deep."""
+    total, waiting = 0, list(fields.values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            total += len(value)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return total
 
 
 def _num_records(row: Record | Rejected, fmt: str) -> int:

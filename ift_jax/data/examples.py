@@ -103,11 +103,13 @@ def from_templates(
     seed: int,
     rejected: list[Rejected],
     marks: dict[str, Marks],
+    max_chars: int = 0,
 ) -> list[Example]:
     """Applies the templates; a record that does not render is rejected, with the reason.
 
     Args:
         marks: gets those of each record, by its origin.
+        max_chars: see `Template.render_batch`.
     """
     chosen: list[list[int]] = [[] for _ in templates]
     for number, record in enumerate(records):
@@ -124,7 +126,7 @@ def from_templates(
         shown = _texts(record.fields, all_columns)
         marks[record.origin] = record_marks(asked, shown, record.fields)
     for template, numbers in zip(templates, chosen, strict=True):
-        outcomes = template.render_batch([records[n].fields for n in numbers])
+        outcomes = template.render_batch([records[n].fields for n in numbers], max_chars)
         for number, outcome in zip(numbers, outcomes, strict=True):
             record = records[number]
             if not isinstance(outcome, Rendered):

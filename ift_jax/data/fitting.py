@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from ift_jax.data.chat import Chat, UnusableTurns
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.records import Rejected
-from ift_jax.data.tokenization import Encoded
+from ift_jax.data.tokenization import Encoded, Layout
 from ift_jax.errors import InputError
 
 _ELLIPSIS = " ... "
+_KEPT_TOKENS = 8  # of a turn that is cut, at least
+_BATCH_CHARACTERS = 2**22  # that are tokenized at once
 
 
 class Fitted(NamedTuple):
@@ -29,7 +29,7 @@ def encode_examples(chat: Chat, examples: Iterable[Example]) -> list[Encoded]:
 
 
 def fit_examples(
-    examples: Sequence[Example], config: DataConfig, chat: Chat, rejected: list[Rejected]
+    examples: Iterable[Example], config: DataConfig, chat: Chat, rejected: list[Rejected]
 ) -> list[Fitted]:
     """Examples with their tokens; those of no use go to `rejected`, with the reason.
 
@@ -39,10 +39,63 @@ def fit_examples(
     Raises:
         InputError: for a long example, if `on_too_long` says so.
     """
-    clean, layouts = [], []
+    fitted: list[Fitted] = []
+    batch, num_characters = [], 0
     for example in examples:
-        texts = (*(m["content"] for m in example.messages), example.completion)
-        if token := chat.special_token_in(*texts):
+        if kept := _not_hopeless(example, config, chat, rejected):
+            batch.append(kept)
+            num_characters += sum(map(len, _texts(kept.example)))
+        if num_characters > _BATCH_CHARACTERS:
+            fitted += _fit_batch(batch, config, chat, rejected)
+            batch, num_characters = [], 0
+    return fitted + _fit_batch(batch, config, chat, rejected)
+
+
+class _Candidate(NamedTuple):
+    example: Example
+    truncated: bool
+
+
+def _texts(example: Example) -> list[str]:
+    return [*(m["content"] for m in example.messages), example.completion]
+
+
+def _not_hopeless(
+    example: Example, config: DataConfig, chat: Chat, rejected: list[Rejected]
+) -> _Candidate | None:
+    """The example, unless its characters alone say that it cannot fit.
+
+    Where it may be cut, its longest turns are cut by characters, to what could be left of them at
+    most: a text of millions is not worth tokenizing.
+    """
+    most = chat.most_characters(config.max_length)
+    length = sum(map(len, _texts(example)))
+    if length <= most:
+        return _Candidate(example, False)
+    detail = f"{length} characters, more than max_length={config.max_length} tokens can hold"
+    if config.on_too_long == "error":
+        raise InputError(f"{example.origin}: {detail}; see config.data.on_too_long")
+    said = [m["content"] for m in example.messages if m["role"] == "assistant"]
+    if config.on_too_long == "drop" or sum(map(len, said)) + len(example.completion) > most:
+        rejected.append(Rejected(example.origin, "too_long", detail))
+        return None
+    half = most // 2
+    messages = tuple(
+        {**m, "content": m["content"][:half] + _ELLIPSIS + m["content"][-half:]}
+        if m["role"] != "assistant" and len(m["content"]) > most
+        else m
+        for m in example.messages
+    )
+    return _Candidate(example.with_messages(messages), True)
+
+
+def _fit_batch(
+    batch: Sequence[_Candidate], config: DataConfig, chat: Chat, rejected: list[Rejected]
+) -> list[Fitted]:
+    clean, layouts = [], []
+    for candidate in batch:
+        example = candidate.example
+        if token := chat.special_token_in(*_texts(example)):
             detail = f"the text holds the special token {token!r}"
             rejected.append(Rejected(example.origin, "special_token", detail))
             continue
@@ -51,13 +104,15 @@ def fit_examples(
         except UnusableTurns as error:
             rejected.append(Rejected(example.origin, "chat_template", str(error)))
         else:
-            clean.append(example)
+            clean.append(candidate)
     encoded = chat.encode_layouts(layouts)
     # Ranking puts each choice behind the prompt, so there must be room for the longest.
-    counts = chat.count_tokens({c for e in clean for c in (*e.choices, e.completion) if e.choices})
+    counts = chat.count_tokens(
+        {c for e, _ in clean for c in (*e.choices, e.completion) if e.choices}
+    )
     some_missing = chat.missing_character("".join(layout.text for layout in layouts))
     fitted = []
-    for example, tokens in zip(clean, encoded, strict=True):
+    for (example, truncated), tokens in zip(clean, encoded, strict=True):
         if some_missing and (missing := chat.missing_character(tokens.text)):
             detail = f"the tokenizer has no token for {missing!r} and would drop it"
             rejected.append(Rejected(example.origin, "no_token", detail))
@@ -66,7 +121,7 @@ def fit_examples(
         room = config.max_length - max(more, default=0)
         length = len(tokens.ids) + max(more, default=0)
         if length <= config.max_length:
-            fitted.append(Fitted(example, tokens))
+            fitted.append(Fitted(example, tokens, truncated))
             continue
         detail = f"{length} tokens, max_length is {config.max_length}"
         if config.on_too_long == "error":
@@ -82,31 +137,34 @@ def fit_examples(
 
 
 def _truncated(example: Example, tokens: Encoded, max_length: int, chat: Chat) -> Fitted | None:
-    """Cuts the middle of the last turn that is not the assistant's until the example fits.
+    """Cuts the middle of the longest turn until the example fits, then that of the next one.
 
-    Returns None if that does not help. What the assistant said is left whole: it may be trained.
+    What users and tools say is cut before what the system says. What the assistant said is left
+    whole: it may be trained. Returns None if all that does not help.
     """
-    asked = [n for n, turn in enumerate(example.messages) if turn["role"] in ("user", "tool")]
-    if not asked:
-        return None
-    last_asked = example.messages[asked[-1]]
-    content = last_asked["content"]
-    for margin in (4, 12, 40):
-        start = tokens.text.rfind(content)
-        inside = np.flatnonzero(
-            (tokens.spans[:, 0] >= start) & (tokens.spans[:, 1] <= start + len(content))
-        )
-        excess = len(tokens.ids) - max_length + margin
-        if start < 0 or len(inside) <= excess:
-            return None
-        middle = (len(inside) - excess) // 2
-        first = int(tokens.spans[inside[middle], 0]) - start
-        last = int(tokens.spans[inside[middle + excess - 1], 1]) - start
-        shorter = content[:first].rstrip() + _ELLIPSIS + content[last:].lstrip()
-        messages = list(example.messages)
-        messages[asked[-1]] = {**last_asked, "content": shorter}
-        shortened = example.with_messages(tuple(messages))
-        new = encode_examples(chat, [shortened])[0]
-        if len(new.ids) <= max_length:
-            return Fitted(shortened, new, truncated=True)
+    turns = [(n, turn) for n, turn in enumerate(example.messages) if turn["role"] != "assistant"]
+    alone = chat.encode_layouts(Layout(turn["content"], ()) for _, turn in turns)
+    # Of equally long ones the last first: what is asked stands at its ends.
+    longest = sorted(
+        zip(turns, alone, strict=True),
+        key=lambda pair: (pair[0][1]["role"] == "system", -len(pair[1].ids), -pair[0][0]),
+    )
+    messages, length = list(example.messages), len(tokens.ids)
+    for (number, turn), content in longest:
+        spans, most = content.spans, len(content.ids) - _KEPT_TOKENS
+        for margin in (4, 12, 40):
+            excess = min(length - max_length + margin, most)
+            if excess <= 0:
+                break
+            first = (len(spans) - excess) // 2
+            before = content.text[: spans[first, 0]].rstrip()
+            after = content.text[spans[first + excess - 1, 1] :].lstrip()
+            messages[number] = {**turn, "content": before + _ELLIPSIS + after}
+            shortened = example.with_messages(tuple(messages))
+            [new] = encode_examples(chat, [shortened])
+            if len(new.ids) <= max_length:
+                return Fitted(shortened, new, truncated=True)
+            if excess == most:
+                length = len(new.ids)
+                break
     return None

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from ift_jax.data import template_worker
@@ -48,18 +48,29 @@ Reply = Success | Failure
 Source = tuple[str, str | None, bool]  # jinja, answer_choices, strict
 
 
+Shorten = Callable[[Success], Reply]
+
+
 def render_records(
-    jinja: str, answer_choices: str | None, strict: bool, records: Sequence[Mapping[str, Any]]
+    jinja: str,
+    answer_choices: str | None,
+    strict: bool,
+    records: Sequence[Mapping[str, Any]],
+    shorten: Shorten = lambda reply: reply,
 ) -> list[Reply]:
     """Renders each record in this process's worker; replies in the records' order.
 
     After three records in a row that ran out of time the rest are not tried: a data
     set of 100,000 would otherwise take a day to be rejected.
+
+    Args:
+        shorten: what to keep of a reply, as soon as it has come: replies are bounded in size one
+            by one only.
     """
     # A forked child must not write into its parent's pipes, so renderers go by process.
     renderer = _RENDERERS.setdefault(os.getpid(), Renderer())
     with renderer.lock:
-        return renderer.render((jinja, answer_choices, strict), records)
+        return renderer.render((jinja, answer_choices, strict), records, shorten)
 
 
 class Renderer:
@@ -70,11 +81,19 @@ class Renderer:
         self._worker: _Worker | None = None
         self._timeouts_in_a_row = 0
 
-    def render(self, source: Source, records: Sequence[Mapping[str, Any]]) -> list[Reply]:
+    def render(
+        self,
+        source: Source,
+        records: Sequence[Mapping[str, Any]],
+        shorten: Shorten = lambda reply: reply,
+    ) -> list[Reply]:
         replies: list[Reply] = []
         self._timeouts_in_a_row = 0
         for chunk in _chunks(records):
-            replies += [chunk] if isinstance(chunk, Failure) else self._render_chunk(source, chunk)
+            if isinstance(chunk, Failure):
+                replies.append(chunk)
+            else:
+                replies += self._render_chunk(source, chunk, shorten)
             if self._timeouts_in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
                 message = f"not tried: {MAX_TIMEOUTS_IN_A_ROW} records in a row ran out of time"
                 replies += [Failure("timeout", message)] * (len(records) - len(replies))
@@ -86,12 +105,14 @@ class Renderer:
             self._worker.end()
             self._worker = None
 
-    def _render_chunk(self, source: Source, chunk: Sequence[bytes]) -> list[Reply]:
+    def _render_chunk(
+        self, source: Source, chunk: Sequence[bytes], shorten: Shorten
+    ) -> list[Reply]:
         """Fewer replies than records only where too many records in a row ran out of time."""
         replies: list[Reply] = []
         died_at = -1
         while len(replies) < len(chunk) and self._timeouts_in_a_row < MAX_TIMEOUTS_IN_A_ROW:
-            answered, exit_status = self._exchange(source, chunk[len(replies) :])
+            answered, exit_status = self._exchange(source, chunk[len(replies) :], shorten)
             replies += answered
             if answered:
                 self._timeouts_in_a_row = 0
@@ -106,7 +127,9 @@ class Renderer:
                 replies.append(Failure("template_error", message))
         return replies
 
-    def _exchange(self, source: Source, chunk: Sequence[bytes]) -> tuple[list[Reply], int | None]:
+    def _exchange(
+        self, source: Source, chunk: Sequence[bytes], shorten: Shorten
+    ) -> tuple[list[Reply], int | None]:
         """The replies that came, and the exit status of a worker that died over the next one."""
         if self._worker is None or self._worker.process.poll() is not None:
             self.close()
@@ -114,7 +137,9 @@ class Renderer:
         replies: list[Reply] = []
         try:
             self._worker.send(pickle.dumps((*source, list(chunk)), protocol=5))
-            replies.extend(_parse(self._worker.receive()) for _ in chunk)
+            for _ in chunk:
+                reply = _parse(self._worker.receive())
+                replies.append(shorten(reply) if isinstance(reply, Success) else reply)
         except (ValueError, OSError, RecursionError):
             # The pipe closed, or what came is no reply, after which nothing is to be trusted.
             exit_status = self._worker.end()

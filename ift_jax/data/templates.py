@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from ift_jax.data import template_analysis
-from ift_jax.data.template_sandbox import Failure, Reply, render_records
+from ift_jax.data.template_sandbox import Failure, Reply, Shorten, Success, render_records
 from ift_jax.data.template_yaml import TemplateFields, read_template_file
 from ift_jax.errors import InputError
 
@@ -112,13 +112,22 @@ class Template:
         return result
 
     def render_batch(
-        self, records: Iterable[Mapping[str, Any]]
+        self, records: Iterable[Mapping[str, Any]], max_chars: int = 0
     ) -> list[Rendered | TemplateRejection]:
         """`render` for many records; a rejection stands where `render` would have raised it.
 
         After three records in a row that ran out of time, those that follow are rejected untried.
+
+        Args:
+            max_chars: a prompt or completion that is longer loses its middle, so that it is
+                just longer still, and choices that are longer by far are a rejection:
+                memory is bounded whatever a template prints. 0 keeps all.
         """
-        replies = self._replies(list(records), strict=True)
+
+        def shorten(reply: Success) -> Reply:
+            return _shortened(reply, max_chars) if max_chars else reply
+
+        replies = self._replies(list(records), strict=True, shorten=shorten)
         return [self._judge(reply) for reply in replies]
 
     @cached_property
@@ -144,8 +153,13 @@ class Template:
         line = f", line {self.line}" if self.line else ""
         return f"{self.file}{line}: template {self.name!r}"
 
-    def _replies(self, records: Sequence[Mapping[str, Any]], strict: bool) -> list[Reply]:
-        return render_records(self.jinja, self.answer_choices, strict, records)
+    def _replies(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        strict: bool,
+        shorten: Shorten = lambda reply: reply,
+    ) -> list[Reply]:
+        return render_records(self.jinja, self.answer_choices, strict, records, shorten)
 
     def _rejection(self, reason: str, message: str) -> TemplateRejection:
         return TemplateRejection(reason, f"{self.where}: {message}")
@@ -174,6 +188,15 @@ class Template:
         num_parts = len(reply.parts)
         message = f"{num_parts} parts instead of two: {num_parts - 1} ||| were rendered"
         return self._rejection("three_parts", message)
+
+
+def _shortened(reply: Success, max_chars: int) -> Reply:
+    size = sum(map(len, reply.answer_choices or ()))
+    if size > 4 * max_chars:
+        return Failure("too_large", f"its answer choices have {size:,} characters")
+    half = max_chars // 2 + 1
+    parts = [p if len(p) <= max_chars else p[:half] + p[-half:] for p in reply.parts]
+    return reply._replace(parts=parts)
 
 
 def load_templates(path: str | PathLike[str]) -> dict[str, Template]:

@@ -7,6 +7,8 @@ from ift_jax.data.chat import Chat, Turns
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.fitting import fit_examples
+from ift_jax.data.tokenization import Tokenization
+from ift_jax.errors import InputError
 
 
 def example_of(turns: Turns, choices: tuple[str, ...] = ()) -> Example:
@@ -45,6 +47,75 @@ def test_an_earlier_answer_just_before_the_last_one_is_left_whole(chat, role):
     assert asked.endswith(" word99")
     trained = chat.tokenizer.decode(one.tokens.ids[one.tokens.trained].tolist())
     assert trained == f"{call}<|im_end|>Done.<|im_end|>"
+
+
+def test_the_longest_turn_is_cut_first(chat):
+    short = turn("user", "And what of the rest of it?")
+    turns = Turns((turn("user", LONG), turn("assistant", "Ok."), short), "Done.", earlier=(1,))
+    [one], rejected = fitted(chat, turns, 400)
+    assert not rejected
+    assert one.truncated
+    assert 370 < len(one.tokens.ids) <= 400
+    assert one.example.messages[2] == short
+    assert " ... " in one.example.messages[0]["content"]
+    assert one.example.completion == "Done."
+
+
+def test_several_turns_are_cut_where_one_is_not_enough_the_system_last(chat):
+    system = turn("system", "Be brief and kind, and answer in French.")
+    turns = Turns((system, turn("user", LONG), turn("tool", LONG)), "Done.")
+    [one], rejected = fitted(chat, turns, 300)
+    assert not rejected
+    assert 260 < len(one.tokens.ids) <= 300
+    assert one.example.messages[0] == system
+    assert all(" ... " in m["content"] for m in one.example.messages[1:])
+    long_system = Turns((turn("system", LONG), turn("user", "Why?")), "Done.")
+    [one], rejected = fitted(chat, long_system, 300)
+    assert " ... " in one.example.messages[0]["content"]
+    assert one.example.messages[1]["content"] == "Why?"
+
+
+def test_a_turn_that_the_template_trims_is_cut_as_well():
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content | trim + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chat = Chat.of(bpe_tokenizer(template=template))
+    [one], rejected = fitted(chat, Turns((turn("user", f"  {LONG} \n"),), "Done."), 300)
+    assert not rejected
+    assert 270 < len(one.tokens.ids) <= 300
+    assert one.tokens.text.startswith("user: word0 ")
+    assert "word99</s>assistant: Done.</s>" in one.tokens.text
+
+
+@pytest.mark.parametrize("on_too_long", ["drop", "truncate", "error"])
+def test_what_cannot_fit_by_its_characters_alone_is_not_tokenized(chat, on_too_long, monkeypatch):
+    """The longest token, an end of turn, has 12 characters: 100 hold 1,200 at most."""
+    assert chat.most_characters(100) == 1200
+    tokenized, encode = [], Tokenization.encode
+    monkeypatch.setattr(
+        Tokenization, "encode", lambda self, all: tokenized.extend(all) or encode(self, all)
+    )
+    asked = Turns((turn("user", "start " + "word " * 200_000 + "end"),), "Done.")
+    answered = Turns((turn("user", "Say it."),), "word " * 200_000)
+    config, rejected = DataConfig(max_length=100, on_too_long=on_too_long), []
+    examples = [example_of(asked), example_of(answered)]
+    if on_too_long == "error":
+        with pytest.raises(InputError, match=r"1000014 characters, more than max_length=100 tok"):
+            fit_examples(examples, config, chat, rejected)
+        return
+    kept = fit_examples(examples, config, chat, rejected)
+    assert sum(len(layout.text) for layout in tokenized) < 10_000
+    assert {one.reason for one in rejected} == {"too_long"}
+    assert len(rejected) == (2 if on_too_long == "drop" else 1)
+    if on_too_long == "truncate":
+        [one] = kept
+        assert one.truncated
+        assert 80 < len(one.tokens.ids) <= 100
+        content = one.example.messages[0]["content"]
+        assert content.startswith("start word ")
+        assert content.endswith(" word end")
+        assert content.count(" ... ") == 1
 
 
 def test_a_chat_that_is_long_by_its_answers_is_rejected(chat):

@@ -61,6 +61,26 @@ def test_chunks_are_no_boundary(folder, monkeypatch):
     assert pipeline.card(chunked) == pipeline.card(whole)
 
 
+def test_a_chunk_is_cut_short_where_records_are_long(folder, monkeypatch):
+    records = [
+        *reviews(30),
+        {**review("x" * 900), "nested": [{"y": ["z" * 900]}]},
+        *reviews(30, 90),
+    ]
+    whole = folder.build(records, max_rejected=1.0)
+    monkeypatch.setattr(collect, "CHUNK_CHARACTERS", 1500)
+    chunked = folder.build(records, max_rejected=1.0)
+    assert pipeline.card(chunked) == pipeline.card(whole)
+    rows = [record for record, _ in zip(collect.read_task(
+        folder.config(records).tasks[0], folder.config(records).tasks[0].source, ""), range(61),
+        strict=True)]  # fmt: skip
+    stream, sizes = iter(rows), []
+    while taken := collect._chunk(stream):
+        sizes.append(len(taken))
+    assert sum(sizes) == 61
+    assert sizes[0] == 31  # up to the long one
+
+
 def test_a_sets_own_splits_are_kept_and_training_gives_up_what_they_hold(folder):
     shared = reviews(60)
     validation = folder.config([*shared[40:45], *reviews(5, 900)], name="validation")

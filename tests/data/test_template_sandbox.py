@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,28 @@ def test_records_and_results_too_large_are_rejected_and_the_next_is_rendered():
     template = Template("t", "{{ s }}{{ s }} ||| a")
     results = template.render_batch([{"s": huge}, {"s": large + "x"}, {"s": "fits"}])
     assert [getattr(result, "reason", None) for result in results] == ["too_large"] * 2 + [None]
+
+
+def test_long_results_are_kept_no_longer_than_asked_so_that_many_fit_memory():
+    """Of 200 MB that are rendered, what is of no use is let go as it comes."""
+    template = Template(name="long", jinja="{{ s }} {{ 'ab ' * 330000 }} ! ||| {{ 'c' * 9000 }}")
+    records = [{"s": f"first {n}"} for n in range(200)]
+    tracemalloc.start()
+    rendered = template.render_batch(records, max_chars=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+    for n, one in enumerate(rendered):
+        assert one.prompt.startswith(f"first {n} ab ab ")
+        assert one.prompt.endswith(" ab  !")
+        # Longer than is allowed, so that whoever asked sees that it was too long.
+        assert 1000 < len(one.prompt) < 1010
+        assert 1000 < len(one.completion) < 1010
+    assert len(template.render_batch(records[:1])[0].completion) == 9000
+    many = Template(name="many", jinja="{{ s }} ||| 1", answer_choices="|||".join("1" * 5000))
+    [rejection] = many.render_batch(records[:1], max_chars=1000)
+    assert rejection.reason == "too_large"
+    assert isinstance(many.render_batch(records[:1], max_chars=2000)[0], Rendered)
 
 
 def test_what_a_template_changes_in_one_record_is_not_seen_in_another_nor_here():
