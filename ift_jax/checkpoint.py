@@ -11,7 +11,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ift_jax.errors import InputError, one_line
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel, load_pretrained
-from ift_jax.models.decoder import Params
+from ift_jax.models.decoder import Params, Remat
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
 from ift_jax.sharding import param_shardings
@@ -190,10 +190,13 @@ def load_workdir(
     which: str = "best",
     dtype: str = "float32",
     param_dtype: str = "float32",
+    remat: Remat = "dots",
     mesh: Mesh | None = None,
     share: float = 1.0,
 ) -> LanguageModel:
     """The model that a run made: the base model with tuned parameters, or with its adapter.
+
+    An adapter of the run that this one went on from is worked into the base model's weights.
 
     Args:
         which: "best", "latest" or a step's number.
@@ -210,10 +213,11 @@ def load_workdir(
             run.model.path,
             dtype=dtype,
             param_dtype=param_dtype,
+            remat=remat,
             quantize=run.model.quantize,
             quantize_group=run.model.quantize_group,
             mesh=mesh,
-        )
+        ).merged()
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
         else:

@@ -488,7 +488,7 @@ def load_pretrained(
             )
         from ift_jax.checkpoint import load_workdir
 
-        return load_workdir(found, dtype=dtype, param_dtype=param_dtype, mesh=mesh)
+        return load_workdir(found, dtype=dtype, param_dtype=param_dtype, remat=remat, mesh=mesh)
     return _from_folder(found, compute, memory)
 
 

@@ -204,6 +204,8 @@ def _check(
             made = pipeline.build(planned.config.data, base.chat, known)
             made.counts()
             check_run(planned.config, base, made)
+            if planned.config.peft.method != "none":
+                base.adapter_for(planned.config.peft)
         except InputError as error:
             raise InputError(f"config.study.runs: {planned.run.name}: {error}") from error
         for task in made.trained():

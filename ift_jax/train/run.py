@@ -161,7 +161,7 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
 
 
 def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
-    """The base model, its parameters on the mesh."""
+    """The base model, its parameters on the mesh; an adapter of an earlier run is merged in."""
     model = config.model
     return load_pretrained(
         model.path,
@@ -171,7 +171,7 @@ def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
         quantize=model.quantize,
         quantize_group=model.quantize_group,
         mesh=mesh,
-    )
+    ).merged()
 
 
 def base_of(config: RunConfig, mesh: Mesh, tuned: LanguageModel) -> LanguageModel:

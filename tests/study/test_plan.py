@@ -19,13 +19,15 @@ def test_every_run_has_a_workdir_for_each_seed_and_size(tmp_path):
     plan = make_plan(config(tmp_path, seeds=[0, 3]), tmp_path / "W")
     assert [planned.key for planned in plan] == [
         "first-seed0", "first-seed3", "single-seed0", "single-seed3", "replay-seed0",
-        "replay-seed3", "curve-4-seed0", "curve-10-seed0", "curve-4-seed3", "curve-10-seed3",
+        "replay-seed3", "lora-seed0", "lora-seed3", "more-seed0", "more-seed3", "curve-4-seed0",
+        "curve-10-seed0", "curve-4-seed3", "curve-10-seed3",
     ]  # fmt: skip
     by_key = {planned.key: planned for planned in plan}
     single = by_key["single-seed3"]
     assert (single.after, single.stage) == ("first-seed3", 2)
     assert single.config.model.path == str(tmp_path / "W" / "runs" / "first-seed3")
     assert single.config.train.seed == 3
+    assert (by_key["more-seed0"].stage, by_key["curve-4-seed0"].stage) == (3, 1)
     assert [t.train_size for t in by_key["curve-10-seed0"].config.data.tasks] == [10, 0]
     assert by_key["curve-4-seed0"].scores == ("rating",)
     assert single.scores == ("rating", "topic")

@@ -3,24 +3,28 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from tiny_study import study_tree, write_files
 
 from ift_jax.checkpoint import Checkpoints
-from ift_jax.config import build_run_config
+from ift_jax.config import build_run_config, read_run_config
 from ift_jax.errors import InputError
 from ift_jax.evaluation.comparison import compare
 from ift_jax.evaluation.metrics import score
 from ift_jax.evaluation.predictions import read_lines
 from ift_jax.language_model import load_pretrained
 from ift_jax.report.inputs import read_runs
+from ift_jax.sharding import make_mesh
 from ift_jax.study import runs
+from ift_jax.study.plan import make_plan
 from ift_jax.study.runs import study
 
 PARTS = [
     "baselines", "base-0-shots", "base-2-shots", "first-seed0", "single-seed0",
-    "single-seed0-at-0.5", "replay-seed0", "curve-4-seed0", "curve-10-seed0",
+    "single-seed0-at-0.5", "replay-seed0", "lora-seed0", "lora-seed0-at-0.25",
+    "more-seed0", "curve-4-seed0", "curve-10-seed0",
 ]  # fmt: skip
 
 
@@ -52,7 +56,7 @@ def test_every_part_leaves_its_files(finished):
         assert (workdir / "runs" / part / "predictions.jsonl").exists() == (part != "baselines")
     for name in ("config.json", "metrics.jsonl", "data/card.json"):
         assert (workdir / "runs" / "replay-seed0" / name).exists()
-    assert [cost["steps"] for cost in results["costs"]] == [40, 4, 4, 2, 2]
+    assert [cost["steps"] for cost in results["costs"]] == [40, 4, 4, 4, 4, 2, 2]
     assert all(cost["tokens"] > 0 and cost["training_s"] > 0 for cost in results["costs"])
 
 
@@ -61,7 +65,7 @@ def test_the_report_reads_it(finished):
     whole, *shown = read_runs([workdir])
     assert whole.is_study
     assert [run.name.split("-")[0] for run in shown] == [
-        "first", "single", "replay", "curve", "curve",
+        "first", "single", "replay", "lora", "more", "curve", "curve",
     ]  # fmt: skip
     assert whole.results == json.loads(json.dumps(results))
     assert {"probes", "costs", "findings", "changes", "matrices"} <= results.keys()
@@ -79,7 +83,8 @@ def test_rows_say_which_run_they_are_of(finished):
         ("majority", 0, None, None, None, None), ("random", 0, None, None, None, None),
         ("base", 0, None, 0, None, None), ("base", 2, None, 0, None, None),
         ("first", 0, 0, 1, None, None), ("single", 0, 0, 2, None, None),
-        ("replay", 0, 0, 2, None, None),
+        ("replay", 0, 0, 2, None, None), ("lora", 0, 0, 2, None, None),
+        *(("lora", 0, 0, 2, None, share) for share in (0.0, 0.25, 1.0)),
         *(("single", 0, 0, 2, None, share) for share in (0.0, 0.5, 1.0)),
         ("curve", 0, 0, 1, 4, None), ("curve", 0, 0, 1, 10, None),
     }  # fmt: skip
@@ -121,18 +126,26 @@ def test_changes_are_paired_and_from_what_a_run_went_on_from(finished):
     assert not [r for r in results["changes"] if r["model"].startswith("curve")]
 
 
-def test_a_run_goes_on_from_the_model_that_the_other_made(finished, tiny_llama):
-    """One is what it starts from, the other what `between` mixes in: shares add up."""
+def test_a_model_between_has_weights_between_and_an_adapter_is_worked_in(finished, tiny_llama):
+    """What a run with an adapter made stands in the weights that the next goes on from."""
     workdir, _ = finished
-    first, single = (load_pretrained(workdir / "runs" / f"{name}-seed0").params
-                     for name in ("first", "single"))  # fmt: skip
-    base = load_pretrained(tiny_llama).params
-
-    def distance(a, b):
-        return float(np.abs(np.asarray(a["embedding"]) - np.asarray(b["embedding"])).max())
-
-    assert distance(first, single) > 0
-    assert distance(base, single) > distance(base, first)
+    mesh = make_mesh(build_run_config({}).mesh)
+    plan = make_plan(read_run_config(workdir), workdir)
+    for name, share in (("single", 0.5), ("lora", 0.25)):
+        [planned] = [p for p in plan if p.run.name == name]
+        folder = workdir / "runs" / planned.key
+        between = runs._between(planned, folder, share, mesh).params
+        before = load_pretrained(workdir / "runs" / "first-seed0").params
+        after = load_pretrained(folder).merged().params
+        assert any(leaf.any() for leaf in jax.tree.leaves(jax.tree.map(np.subtract, after, before)))
+        expected = jax.tree.map(lambda a, b, s=share: (1 - s) * a + s * b, before, after)
+        for one, other in zip(jax.tree.leaves(between), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    more = load_pretrained(workdir / "runs" / "more-seed0", remat="none")
+    assert more.structure.compute.remat == "none"
+    assert more.structure.adapter is None
+    moved = np.abs(np.asarray(more.params["embedding"]) - np.asarray(after["embedding"])).max()
+    assert 0 < moved < 4 * 3e-3 * 1.1  # four steps of Adam from there, and not from the base
 
 
 def test_what_a_finished_run_leaves_is_its_model_alone(finished):
@@ -170,7 +183,10 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(
     assert not (workdir / "runs" / "single-seed0" / "results.json").exists()
     made.clear()
     again = study(config, workdir)
-    assert made == ["single-seed0", "replay-seed0", "curve-4-seed0", "curve-10-seed0"]
+    assert made == [
+        "single-seed0", "replay-seed0", "lora-seed0", "more-seed0", "curve-4-seed0",
+        "curve-10-seed0",
+    ]  # fmt: skip
     steps = (workdir / "runs" / "single-seed0" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps if "learning_rate" in line] == [1, 2, 3, 4]
     assert without_times(again) == without_times(results)
@@ -207,7 +223,7 @@ def test_a_changed_config_is_refused_with_the_field(finished, tiny_llama, files)
     assert "replay-seed0: holds a run with another config; config.data.mixture.replay_share" in said
     assert "is 0.3 there and 0.2 here" in said
     changed = [dict(run) for run in tree["study"]["runs"]]
-    changed[3]["scores"] = []
+    changed[-1]["scores"] = []
     said = refused({**tree, "study": {"runs": changed}})
     assert "curve-4-seed0: was scored on rating, not on what config.study.runs: curve.sc" in said
     (workdir / "checkpoints").mkdir()
@@ -219,8 +235,10 @@ def test_a_changed_config_is_refused_with_the_field(finished, tiny_llama, files)
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("study", "runs", 3, "train_sizes"), [4, 1000],
+        (("study", "runs", -1, "train_sizes"), [4, 1000],
          "config.study.runs: curve: config.data.tasks: rating.train_size is 1000, but the split"),
+        (("study", "runs", 3, "config"), {"peft.method": "lora", "peft.targets": ["a"]},
+         "config.study.runs: lora: config.peft.targets"),
         (("study", "runs", 2, "config"), {},
          "config.study.runs: replay: config.data.mixture.replay_share and a task with replay"),
         (("study", "runs", 1, "config"), {"data.tasks[0].test_fraction": 0.1},
@@ -270,9 +288,6 @@ def test_a_study_can_be_given_more(finished, tiny_llama, files, tmp_path, monkey
 
 def test_configs_of_runs_are_those_of_their_workdirs(finished, tiny_llama, files):
     workdir, _ = finished
-    from ift_jax.config import read_run_config
-    from ift_jax.study.plan import make_plan
-
     for planned in make_plan(build_run_config(study_tree(tiny_llama, files)), workdir):
         stored = read_run_config(workdir / "runs" / planned.key)
         assert dataclasses.replace(stored, model=planned.config.model) == planned.config
