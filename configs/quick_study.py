@@ -70,6 +70,11 @@ def get_config():
             "replay": ("names", "product"),
             "config": {"data.mixture.replay_share": 0.2},
         },
+        {
+            "name": "lora",
+            "after": "first",
+            "config": {"peft.method": "lora", "optimizer.peak_lr": 5e-4},
+        },
         {"name": "curve", "train_sizes": (50, 200, 400), "scores": ("rating",)},
     )
     return config

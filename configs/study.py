@@ -12,7 +12,7 @@ prompting does.
 
 The sets are those of configs/data_sets.py. The first command takes about 100 minutes on two CPU
 cores, with one seed and a curve over 50 to 1,000 examples. The second goes on from there, in the
-same folder, to 4,000 examples and three seeds: about seven hours more.
+same folder, to one more remedy, 4,000 examples and three seeds: about seven hours more.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
 60 translations and 30 summaries, whose scores are not shares of items. Differences between models
@@ -153,6 +153,9 @@ def get_config(extent="short"):
     config.train.num_samples = 0
     config.optimizer.peak_lr = 1e-4
     config.evaluation.shots = (0, 1, 5)
+    # Text of other kinds than what is learned: it tells how far a model has moved, and holds `kl`.
+    config.neutral.source = f"{_FOLDER}/dolly_short/dolly_short_6400.jsonl.gz"
+    config.neutral.column = "response"
     sizes = (50, 100, 250, 500, 1000)
     config.study.runs = (
         {"name": "stage1", "tasks": _PROBES},
@@ -170,6 +173,16 @@ def get_config(extent="short"):
             "config": {"data.mixture.size": 1500},
         },
         {
+            "name": "kl",
+            "after": "stage1",
+            "config": {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2},
+        },
+        {
+            "name": "lora",
+            "after": "stage1",
+            "config": {"peft.method": "lora", "optimizer.peak_lr": 5e-4},
+        },
+        {
             "name": "curve",
             "train_sizes": sizes if extent == "short" else (*sizes, 2000, 4000),
             "scores": ("rating",),
@@ -179,4 +192,6 @@ def get_config(extent="short"):
     )
     if extent == "full":
         config.study.seeds = (0, 1, 2)
+        l2sp = {"name": "l2sp", "after": "stage1", "config": {"remedies.l2sp_weight": 0.01}}
+        config.study.runs = (*config.study.runs, l2sp)
     return config

@@ -67,6 +67,7 @@ def study_results(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> 
                 _before(m, models).lines, m.lines, counted=counted[_before(m, models).label]
             )
         ],
+        "drift": [entry for planned in plan for entry in _drift(workdir, planned)],
         "costs": [_cost(workdir, planned) for planned in plan],
     }
     results["findings"] = findings(config, results, models, reference)
@@ -217,6 +218,18 @@ def _matrix(
             transfer = own.interval(lambda values: backward_transfer(values, stages))
             entry["backward_transfer"] = transfer._asdict()
     return entry
+
+
+def _drift(workdir: Path, planned: Planned) -> list[dict[str, Any]]:
+    """How far a run went from where it started, without the weights one by one."""
+    path = run_folder(workdir, planned.key) / "results.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["drift"]
+    size = f" of {planned.train_size}" if planned.train_size else ""
+    return [
+        {**entry, "model": f"{planned.run.name}{size}", "seed": planned.seed}
+        for entry in entries
+        if not entry["measure"].startswith("relative") or entry["measure"].endswith("all weights")
+    ]
 
 
 def _cost(workdir: Path, planned: Planned) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
 from ift_jax.data.files import replace_text
 from ift_jax.errors import InputError
+from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.predictions import Line
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
@@ -34,7 +35,7 @@ from ift_jax.study.outcome import (
 )
 from ift_jax.study.plan import Planned, make_plan, run_folder, scored_tasks
 from ift_jax.study.summary import summary_text
-from ift_jax.train.run import check_run, claim_workdir, load_base, tune, with_full_path
+from ift_jax.train.run import base_of, check_run, claim_workdir, load_base, tune, with_full_path
 
 
 def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
@@ -159,8 +160,11 @@ def _work(
         if planned.key in todo:
             told.begin(planned.key, "trained and scored")
             tuned = tune(planned.config, folder, mesh, known)
-            chosen = {"chosen": tuned.chosen.to_json()}
-            _score(tuned.model, own, config, folder, name=planned.run.name, mesh=mesh, also=chosen)
+            before = base_of(planned.config, mesh, tuned.model)
+            drift = drift_entries(planned.run.name, before, tuned.model, tuned.texts, mesh)
+            del before
+            also = {"chosen": tuned.chosen.to_json(), "drift": drift}
+            _score(tuned.model, own, config, folder, name=planned.run.name, mesh=mesh, also=also)
             del tuned
         for share in planned.run.interpolations:
             key = interpolated_part(planned.key, share)

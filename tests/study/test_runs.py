@@ -69,6 +69,11 @@ def test_the_report_reads_it(finished):
     ]  # fmt: skip
     assert whole.results == json.loads(json.dumps(results))
     assert {"probes", "costs", "findings", "changes", "matrices"} <= results.keys()
+    drift = {(d["model"], d["measure"].split()[0]): d["value"] for d in results["drift"]}
+    assert {model for model, _ in drift} == {
+        "first", "single", "replay", "lora", "more", "curve of 4", "curve of 10",
+    }  # fmt: skip
+    assert drift["first", "relative"] > drift["single", "relative"] > 0  # more steps go further
 
 
 def test_rows_say_which_run_they_are_of(finished):
