@@ -148,9 +148,15 @@ def _run_config(
     for name, value in run.config.items():
         _set_field(tree, name, value, where)
     try:
-        return build_run_config(tree)
+        made = build_run_config(tree)
     except InputError as error:
         raise InputError(f"config.study.runs: {run.name}: {error}") from error
+    if after and made.model.quantize != "none":
+        raise InputError(
+            f"config.study.runs: {run.name}: config.model.quantize={made.model.quantize!r} is for "
+            f"models that are loaded; {run.name} goes on from {run.after}"
+        )
+    return made
 
 
 def _set_field(tree: dict[str, Any], name: str, value: Any, where: str) -> None:

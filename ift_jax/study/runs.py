@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ift_jax.checkpoint import Checkpoints
+from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
 from ift_jax.data.files import replace_text
@@ -21,7 +21,6 @@ from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.predictions import Line
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
-from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
 from ift_jax.report.page import leave_report
 from ift_jax.sharding import make_mesh
@@ -170,7 +169,7 @@ def _work(
             key = interpolated_part(planned.key, share)
             if key in todo:
                 told.begin(key, "scored")
-                model = _between(planned, folder, share, mesh)
+                model = _between(config, folder, share, mesh)
                 into = run_folder(workdir, key)
                 _score(model, own, config, into, name=planned.run.name, mesh=mesh)
                 del model
@@ -258,12 +257,12 @@ def _write(folder: Path, rows: list[Row], **more: Any) -> None:
     replace_text(folder / "results.json", json.dumps({"rows": rows, **more}, indent=2) + "\n")
 
 
-def _between(planned: Planned, folder: Path, share: float, mesh: Mesh) -> LanguageModel:
+def _between(config: RunConfig, folder: Path, share: float, mesh: Mesh) -> LanguageModel:
     """The model whose weights lie between the one that a run went on from and the one it made."""
-    before = load_base(planned.config, mesh)
-    model = dataclasses.replace(planned.config.model, path=str(folder))
-    after = load_base(dataclasses.replace(planned.config, model=model), mesh)
-    return interpolated(before, after, share)
+    model = config.model
+    return load_workdir(
+        folder, dtype=model.dtype, param_dtype=model.param_dtype, mesh=mesh, share=share
+    )
 
 
 def _tidy(config: RunConfig, folder: Path, *, needed: bool) -> None:

@@ -93,6 +93,9 @@ def test_a_run_changes_any_field_by_its_name(tmp_path):
          "config.study.runs[0].config: train.seed is the study's to set, not a run's"),
         ({"runs": [{"name": "a", "config": {"evaluation.max_items": 1}}]},
          "evaluation.max_items is the study's to set"),
+        ({"runs": [{"name": "a"}, {"name": "b", "after": "a", "config": {
+            "model.quantize": "int8", "peft.method": "lora"}}]},
+         "config.study.runs: b: config.model.quantize='int8' is for models that are loaded; b"),
         ({"runs": [{"name": "a", "config": {"train": {}}}]}, "config.train: is a section; set one"),
         ({"runs": [{"name": "a", "config": 3}]}, "config.study.runs[0].config: expected"),
     ],

@@ -139,7 +139,7 @@ def test_a_model_between_has_weights_between_and_an_adapter_is_worked_in(finishe
     for name, share in (("single", 0.5), ("lora", 0.25)):
         [planned] = [p for p in plan if p.run.name == name]
         folder = workdir / "runs" / planned.key
-        between = runs._between(planned, folder, share, mesh).params
+        between = runs._between(planned.config, folder, share, mesh).params
         before = load_pretrained(workdir / "runs" / "first-seed0").params
         after = load_pretrained(folder).merged().params
         assert any(leaf.any() for leaf in jax.tree.leaves(jax.tree.map(np.subtract, after, before)))
