@@ -1,11 +1,11 @@
 """LanguageModel: a checkpoint's config, parameters and tokenizer in one value, for people."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from ift_jax.peft.adapter import FROZEN, ROWS, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import Site, linear_sites, selected
 from ift_jax.sharding import param_shardings
+
+if TYPE_CHECKING:
+    from ift_jax.evaluation.sampling import Sampling
 
 Quantize = Literal["none", "int8", "int4", "nf4"]
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -142,54 +145,59 @@ class LanguageModel:
         return _logits(self.structure, params, jnp.asarray(ids), jnp.asarray(mask.astype(np.int32)))
 
     def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int = 0,
-        adapters: Sequence[str] | None = None,
+        self, prompts: Sequence[str], *, adapters: Sequence[str] | None = None, **options: Any
     ) -> list[str]:
         """One completion per prompt, each prompt a user's turn in the model's chat format.
 
         Args:
-            temperature: 0 takes the most likely token; above 0 samples.
-            seed: with prompt i, decides its samples, whatever else is in the batch.
             adapters: after `load_adapters`, which of them each prompt uses; "" is the base.
+            options: any fields of `evaluation.sampling.Sampling`: max_new_tokens=128,
+                temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, stop=(), seed=0.
+
+        Raises:
+            InputError: for options that make no sense, and a prompt that leaves no room.
         """
-        turns = [[{"role": "user", "content": text}] for text in prompts]
-        return self._answers(turns, max_new_tokens, temperature, seed, adapters)
+        return self._answers([_user(text) for text in prompts], adapters, options)
 
     def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int = 0,
+        self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any
     ) -> str:
-        """The assistant's next turn of a conversation; arguments as for `generate`."""
-        return self._answers([messages], max_new_tokens, temperature, seed)[0]
+        """The assistant's next turn of a conversation; options as for `generate`."""
+        return self._answers([messages], None if adapter is None else [adapter], options)[0]
+
+    def stream(
+        self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any
+    ) -> Iterator[str]:
+        """The text of `reply` in pieces, while it is made."""
+        from ift_jax.evaluation.texts import stream_text
+
+        return stream_text(
+            self.structure,
+            self.params,
+            self.chat,
+            self.chat.prompt_ids(messages),
+            _sampling(options),
+            stop_ids=self.stop_ids,
+            adapter_rows=self.adapter_rows(None if adapter is None else [adapter], 1),
+        )
 
     def _answers(
         self,
         conversations: Sequence[Sequence[Message]],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        adapters: Sequence[str] | None = None,
+        adapters: Sequence[str] | None,
+        options: Mapping[str, Any],
     ) -> list[str]:
-        from ift_jax.evaluation.generation import Sampling, generate
+        from ift_jax.evaluation.texts import generate_texts
 
-        outputs = generate(
+        return generate_texts(
             self.structure,
             self.params,
+            self.chat,
             [self.chat.prompt_ids(messages) for messages in conversations],
-            Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
+            _sampling(options),
             stop_ids=self.stop_ids,
             adapter_rows=self.adapter_rows(adapters, len(conversations)),
         )
-        return [self.chat.decode(output) for output in outputs]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -442,6 +450,20 @@ class LanguageModel:
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other weights."""
         return dataclasses.replace(self, params=params)
+
+
+def _user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _sampling(options: Mapping[str, Any]) -> "Sampling":
+    from ift_jax.evaluation.sampling import Sampling
+
+    known = [field.name for field in dataclasses.fields(Sampling)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"{name}: no option of generation; there are {', '.join(known)}")
+    return Sampling(**options)
 
 
 def load_pretrained(

@@ -9,7 +9,8 @@ from torch_reference import VARIANTS, save_variant, torch_greedy, torch_logits, 
 
 import ift_jax
 from ift_jax.errors import InputError
-from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation.generation import generate
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.hf.families import LLAMA, weight_rows
 from ift_jax.hf.weights import write_tensors
 from ift_jax.language_model import ModelConfig, is_workdir, load_chat, load_pretrained, locate

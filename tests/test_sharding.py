@@ -7,7 +7,8 @@ import pytest
 
 from ift_jax.batch import Batch
 from ift_jax.errors import InputError
-from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation.generation import generate, generate_one
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods
 from ift_jax.language_model import load_pretrained
 from ift_jax.models.decoder import (
@@ -103,13 +104,19 @@ def test_meshes_agree_on_scores_and_generated_tokens(name, params):
     generator = np.random.default_rng(1)
     prompts = [generator.integers(2, 40, n).astype(np.int32) for n in (3, 20, 7)]
     questions = [Question(p, (p[:2], p[:1])) for p in prompts]
-    sampling = Sampling(max_new_tokens=6)
+    greedy = Sampling(max_new_tokens=6)
+    filtered = Sampling(
+        max_new_tokens=6, temperature=1.0, top_k=20, top_p=0.9, repetition_penalty=1.2
+    )
 
     def results(params, mesh):
-        return (
-            generate(STRUCTURE, params, prompts, sampling, stop_ids=[1], mesh=mesh),
-            choice_log_likelihoods(STRUCTURE, params, questions, mesh=mesh),
-        )
+        tokens = [
+            row
+            for sampling in (greedy, filtered)
+            for row in generate(STRUCTURE, params, prompts, sampling, stop_ids=[1], mesh=mesh)
+        ]
+        *_, streamed = generate_one(STRUCTURE, params, prompts[0], greedy, stop_ids=[1], mesh=mesh)
+        return [*tokens, streamed], choice_log_likelihoods(STRUCTURE, params, questions, mesh=mesh)
 
     tokens, scores = results(params, None)
     mesh = mesh_of(name)

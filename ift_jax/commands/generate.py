@@ -5,7 +5,7 @@ Each line of F is an object with "prompt"; each line of G is that object with "c
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -28,6 +28,18 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens o
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 0.0, "0: the most likely token; above: samples.", 0
 )
+_TOP_K = flags.DEFINE_integer(
+    "top_k", 0, "Samples from this many most likely tokens only; 0: from all.", 0
+)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Samples from the fewest tokens of this probability together; 1: from all.", 0, 1
+)
+_REPETITION_PENALTY = flags.DEFINE_float(
+    "repetition_penalty", 1.0, "Above 1: tokens that stood before become less likely.", 0
+)
+_STOP = flags.DEFINE_multi_string(
+    "stop", [], "A text that ends an answer and is left out of it; may be given several times."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 
 
@@ -38,31 +50,37 @@ def main(_: list[str]) -> None:
         raise InputError("--prompt and --prompts exclude each other")
     output = writable(required(_OUTPUT, "output")) if _PROMPTS.value else None
     records = _read_prompts(_PROMPTS.value) if _PROMPTS.value else []
+    from ift_jax.evaluation.sampling import Sampling
+
+    options: dict[str, Any] = {
+        "max_new_tokens": _MAX_NEW_TOKENS.value,
+        "temperature": _TEMPERATURE.value,
+        "top_k": _TOP_K.value,
+        "top_p": _TOP_P.value,
+        "repetition_penalty": _REPETITION_PENALTY.value,
+        "stop": _STOP.value,
+        "seed": _SEED.value,
+    }
+    try:
+        Sampling(**options)
+    except InputError as error:
+        raise InputError(f"--{error}") from error
     from ift_jax.language_model import load_pretrained
 
     model = load_pretrained(path)
     if _ADAPTER.value:
         model.load_adapter(_ADAPTER.value)
-
-    def answers(prompts: list[str]) -> list[str]:
-        return model.generate(
-            prompts,
-            max_new_tokens=_MAX_NEW_TOKENS.value,
-            temperature=_TEMPERATURE.value,
-            seed=_SEED.value,
-        )
-
     if output:
-        completions = answers([record["prompt"] for record in records])
+        completions = model.generate([record["prompt"] for record in records], **options)
         with output.open("w", encoding="utf-8") as file:
             for record, completion in zip(records, completions, strict=True):
                 file.write(
                     json.dumps({**record, "completion": completion}, ensure_ascii=False) + "\n"
                 )
     elif _PROMPT.value:
-        print(answers([_PROMPT.value])[0])
+        print(model.generate([_PROMPT.value], **options)[0])
     else:
-        _chat(model)
+        _chat(model, options)
 
 
 def _read_prompts(path: str) -> list[dict]:
@@ -76,8 +94,8 @@ def _read_prompts(path: str) -> list[dict]:
     return records
 
 
-def _chat(model: "LanguageModel") -> None:
-    """Turns on the terminal until an empty line or the end of input."""
+def _chat(model: "LanguageModel", options: dict[str, Any]) -> None:
+    """Turns on the terminal until an empty line or the end of input; replies as they are made."""
     messages: list[dict[str, str]] = []
     watched = sys.stdin.isatty()
     while True:
@@ -88,11 +106,10 @@ def _chat(model: "LanguageModel") -> None:
         if not text:
             return
         messages.append({"role": "user", "content": text})
-        reply = model.reply(
-            messages,
-            max_new_tokens=_MAX_NEW_TOKENS.value,
-            temperature=_TEMPERATURE.value,
-            seed=_SEED.value,
-        )
-        messages.append({"role": "assistant", "content": reply})
-        print(f"model> {reply}" if watched else reply)
+        print("model> " if watched else "", end="", flush=True)
+        pieces = []
+        for piece in model.stream(messages, **options):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print(flush=True)
+        messages.append({"role": "assistant", "content": "".join(pieces)})

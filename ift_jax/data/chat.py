@@ -199,8 +199,23 @@ class Chat:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated tokens, special tokens and the opening of the turn left out."""
-        text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-        return text.removeprefix(self.special_tokens.sub("", self.opening))
+        return self._text(ids).removeprefix(self._opening_text)
+
+    def decode_beginning(self, ids: Iterable[int]) -> str:
+        """As much of `decode` as stays the same whatever tokens follow."""
+        text = self._text(ids).rstrip("\N{REPLACEMENT CHARACTER}")  # bytes of half a character
+        opening = self._opening_text
+        return "" if opening.startswith(text) else text.removeprefix(opening)
+
+    def _text(self, ids: Iterable[int]) -> str:
+        # The clean-up would take away spaces that the model has written.
+        return self.tokenizer.decode(
+            [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    @property
+    def _opening_text(self) -> str:
+        return self.special_tokens.sub("", self.opening)
 
     def special_token_in(self, *texts: str) -> str:
         """The first special token that stands in a text as characters, or "".

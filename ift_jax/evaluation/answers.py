@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
 from ift_jax.evaluation.frames import neutral_prompt, template_frames
-from ift_jax.evaluation.generation import Sampling, generate
 from ift_jax.evaluation.metrics import Need
 from ift_jax.evaluation.predictions import Prediction
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import ChoiceScores, encode_questions, score_choices
 from ift_jax.evaluation.shots import Asked, ask
+from ift_jax.evaluation.texts import generate_texts
 from ift_jax.language_model import LanguageModel
 
 Choices = tuple[str, ...]
@@ -155,15 +156,16 @@ def _generated(
     texts: dict[int, str] = {}
     sampling = Sampling(max_new_tokens=new_tokens)
     for members in _sharing(items, asked):
-        outputs = generate(
+        found = generate_texts(
             model.structure,
             model.params,
+            model.chat,
             [asked[i].prompt for i in members],
             sampling,
             stop_ids=model.stop_ids,
             mesh=mesh,
         )
-        texts |= {i: model.chat.decode(o) for i, o in zip(members, outputs, strict=True)}
+        texts |= dict(zip(members, found, strict=True))
     return [texts[i] for i in range(len(items))]
 
 

@@ -15,6 +15,10 @@ from ift_jax.peft.adapter import ROWS
 from ift_jax.sharding import num_row_shards, row_sharding
 
 BATCH_TOKENS = 1024  # positions per batch, per part of the mesh that rows are cut over
+DECODE_TOKENS, DECODE_ROWS = (
+    4096,
+    32,
+)  # the same of generation: a step costs little more for more rows
 MIN_PREFIX = 16  # a shorter common beginning is not worth a program of its own
 
 
@@ -39,8 +43,10 @@ def bucket(length: int) -> int:
     return -(-length // 2048) * 2048
 
 
-def groups(lengths: Sequence[int], shards: int) -> Iterator[Group]:
+def groups(lengths: Sequence[int], shards: int, *, decoded: bool = False) -> Iterator[Group]:
     """Cuts rows, sorted by length, into groups of one shape each; long rows first.
+
+    Rows that will be `decoded` stay together even if their lengths differ much.
 
     The longest come first so that a lack of memory shows at once. A group that is not full
     has 1, 4, 16 ... rows per part of the mesh: one prompt does not cost a whole batch.
@@ -50,13 +56,35 @@ def groups(lengths: Sequence[int], shards: int) -> Iterator[Group]:
     while at < len(order):
         length = bucket(lengths[order[at]])
         rows = max(BATCH_TOKENS // length, 1) * shards
-        members = [i for i in order[at : at + rows] if bucket(lengths[i]) == length]
+        if decoded:
+            rows = min(max(DECODE_TOKENS // length, 1), DECODE_ROWS) * shards
+        members = [i for i in order[at : at + rows] if decoded or bucket(lengths[i]) == length]
         small = shards
         while small < len(members):
             small *= 4
         rows = min(rows, small)
         yield Group(members, rows, length)
         at += len(members)
+
+
+def real_slots(
+    structure: Structure, lengths: NDArray[np.int32], group: Group, mesh: Mesh | None
+) -> NDArray[np.int32] | None:
+    """Flat slots of a group's tokens, for `Decoder.score_states`; None if they are most of it.
+
+    Their number is padded to an eighth of the group's slots. None too where rows are cut over
+    a mesh, since joined tokens would have to travel between its parts, and where each row uses
+    an adapter of its own.
+    """
+    by_row = structure.adapter is not None and structure.adapter.by_row
+    slots, unit = group.rows * group.length, group.rows * group.length // 8
+    count = -(-int(lengths.sum()) // unit) * unit
+    if count >= slots or row_shards(mesh) > 1 or by_row:
+        return None
+    real = np.full(max(count, unit), slots, np.int32)
+    found = np.flatnonzero(np.arange(group.length) < lengths[:, None])
+    real[: len(found)] = found
+    return real
 
 
 def common_prefix(rows: Sequence[NDArray[np.int32]]) -> int:

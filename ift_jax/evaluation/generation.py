@@ -1,71 +1,107 @@
 """Generation: prefill and decode with a key/value cache, on the device until all rows ended."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation.batching import (
+    Group,
     common_prefix,
     compute_prefix,
     groups,
     place_rows,
+    real_slots,
     row_shards,
     with_adapter_rows,
 )
-from ift_jax.models.decoder import KVCache, Params, Prefix, Structure
+from ift_jax.evaluation.sampling import Choice, Sampling, choose
+from ift_jax.models.decoder import Decoder, KVCache, Params, Prefix, Structure
 
+Tokens = NDArray[np.int32]
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        max_new_tokens: the most that a row gets, its end token included.
-        temperature: 0 takes the most likely token; above 0 divides the logits and samples.
-        seed: with a prompt's number in the call, decides its samples.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: expected 1 or more, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise InputError(f"temperature: must not be negative, got {self.temperature}")
+MAX_ROOM = 256  # slots for new tokens at first; they double when all are used
+ROOM_STEP = 64
+CHECK_EVERY = 16  # tokens between two looks for a stop text
+STREAM_EVERY = 4  # tokens of a streamed piece
 
 
 def generate(
     structure: Structure,
     params: Params,
-    prompts: Sequence[NDArray[np.int32]],
+    prompts: Sequence[Tokens],
     sampling: Sampling,
     *,
     stop_ids: Sequence[int],
     mesh: Mesh | None = None,
+    ended: Callable[[Tokens], bool] | None = None,
     adapter_rows: Float[np.ndarray, "N R"] | None = None,
-) -> list[NDArray[np.int32]]:
+) -> list[Tokens]:
     """The new tokens of each prompt, without the end token.
 
     The beginning that all prompts share is computed once. A row's tokens do not depend on
     the other rows: padding is masked, and samples are keyed by the prompt's number.
 
     Args:
+        ended: asked now and then whether a row that has these tokens needs no more. It may
+            get more all the same. `texts.generate_texts` looks for stop texts with it.
         adapter_rows: where each prompt uses an adapter of its own, `LanguageModel.adapter_rows`.
 
     Raises:
         InputError: for an empty prompt, or one that leaves no room in the context.
     """
+    _check(structure, prompts, sampling)
+    # Under different adapters, equal beginnings are not equal.
+    shared = common_prefix(prompts) if adapter_rows is None else 0
+    prefix = compute_prefix(structure, params, prompts[0][:shared]) if shared else None
+    outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(prompts)
+    rests = [len(prompt) - shared for prompt in prompts]
+    for group in groups(rests, row_shards(mesh), decoded=True):
+        batch = _Batch.of(structure, prompts, shared, group, sampling, mesh)
+        own = with_adapter_rows(params, adapter_rows, group, mesh)
+        every = CHECK_EVERY if ended else sampling.max_new_tokens
+        waiting = set(range(len(group.members)))
+        for new in _decoded(structure, own, prefix, batch, sampling, stop_ids, every):
+            for row in sorted(waiting):
+                tokens = outputs[group.members[row]] = _before_end(new[row], stop_ids)
+                if len(tokens) < new.shape[1] or (ended and ended(tokens)):
+                    waiting.remove(row)
+            if not waiting:
+                break
+    return outputs
+
+
+def generate_one(
+    structure: Structure,
+    params: Params,
+    prompt: Tokens,
+    sampling: Sampling,
+    *,
+    stop_ids: Sequence[int],
+    mesh: Mesh | None = None,
+    adapter_rows: Float[np.ndarray, "1 R"] | None = None,
+) -> Iterator[Tokens]:
+    """All new tokens so far of one prompt, every few tokens; the last are those of `generate`.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    _check(structure, [prompt], sampling)
+    [group] = groups([len(prompt)], row_shards(mesh), decoded=True)
+    batch = _Batch.of(structure, [prompt], 0, group, sampling, mesh)
+    own = with_adapter_rows(params, adapter_rows, group, mesh)
+    for new in _decoded(structure, own, None, batch, sampling, stop_ids, STREAM_EVERY):
+        yield _before_end(new[0], stop_ids)
+
+
+def _check(structure: Structure, prompts: Sequence[Tokens], sampling: Sampling) -> None:
     limit = structure.config.max_positions
     for number, prompt in enumerate(prompts):
         if not len(prompt):
@@ -75,100 +111,203 @@ def generate(
                 f"prompt {number}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones "
                 f"exceed the context of {limit}"
             )
-    # Under different adapters, equal beginnings are not equal.
-    shared = common_prefix(prompts) if adapter_rows is None else 0
-    prefix = compute_prefix(structure, params, prompts[0][:shared]) if shared else None
-    rests = [prompt[shared:] for prompt in prompts]
-    outputs: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(prompts)
-    for group in groups([len(rest) for rest in rests], row_shards(mesh)):
+
+
+def _before_end(tokens: Tokens, stop_ids: Sequence[int]) -> Tokens:
+    ends = np.flatnonzero(np.isin(tokens, list(stop_ids)))
+    return tokens[: ends[0]] if len(ends) else tokens
+
+
+class _Batch(NamedTuple):
+    """Prompts as rows. A row of length 0 is padding.
+
+    Attributes:
+        tokens: what stands behind the shared beginning.
+        lengths: their numbers.
+        keys: random keys, of the prompts' numbers.
+        seen: whether a prompt holds a token; None where nothing asks.
+        real: as in `Decoder.score_states`.
+    """
+
+    tokens: Int[Array, "B S"]
+    lengths: Int[Array, "B"]
+    keys: Key[Array, "B"]
+    seen: Bool[Array, "B V"] | None
+    real: Int[Array, "N"] | None
+
+    @staticmethod
+    def of(
+        structure: Structure,
+        prompts: Sequence[Tokens],
+        shared: int,
+        group: Group,
+        sampling: Sampling,
+        mesh: Mesh | None,
+    ) -> "_Batch":
         tokens = np.zeros((group.rows, group.length), np.int32)
-        lengths = np.zeros(group.rows, np.int32)
-        numbers = np.zeros(group.rows, np.int32)
-        for row, member in enumerate(group.members):
-            lengths[row] = len(rests[member])
-            tokens[row, : lengths[row]] = rests[member]
-            numbers[row] = member
-        new = np.asarray(
-            _generate(
-                structure,
-                sampling.max_new_tokens,
-                sampling.temperature > 0,
-                with_adapter_rows(params, adapter_rows, group, mesh),
-                prefix,
-                place_rows(mesh, tokens),
-                place_rows(mesh, lengths),
-                place_rows(mesh, numbers),
-                jnp.asarray(sampling.temperature, jnp.float32),
-                jax.random.key(sampling.seed),
-                jnp.asarray(sorted(stop_ids), jnp.int32),
-            )
+        lengths, numbers = np.zeros((2, group.rows), np.int32)
+        penalized = sampling.repetition_penalty != 1
+        seen = np.zeros((group.rows, structure.config.vocab_size if penalized else 0), bool)
+        for row, number in enumerate(group.members):
+            prompt = prompts[number]
+            lengths[row], numbers[row] = len(prompt) - shared, number
+            tokens[row, : lengths[row]] = prompt[shared:]
+            if penalized:
+                seen[row, prompt] = True
+        key = jax.random.key(sampling.seed)
+        real = real_slots(structure, lengths, group, mesh)
+        return _Batch(
+            place_rows(mesh, tokens),
+            place_rows(mesh, lengths),
+            jax.vmap(partial(jax.random.fold_in, key))(place_rows(mesh, numbers)),
+            place_rows(mesh, seen) if penalized else None,
+            None if real is None else jnp.asarray(real),
         )
-        for row, member in enumerate(group.members):
-            ends = np.flatnonzero(np.isin(new[row], list(stop_ids)))
-            outputs[member] = new[row, : ends[0]] if len(ends) else new[row]
-    return outputs
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(
+class _State(NamedTuple):
+    """Rows on their way.
+
+    Attributes:
+        made: new tokens so far.
+        done: rows that have their end token, and those of padding.
+        token: each row's last one, whose keys and values are not in the cache yet.
+        out: new tokens in R slots; what stands behind a row's end token means nothing.
+        cache: of the S slots of the prompts and R slots of new tokens. New keys and values of
+            all rows go to the same slot; masks and positions are each row's own.
+        seen: as in `_Batch`, new tokens included.
+    """
+
+    made: Int[Array, ""]
+    done: Bool[Array, "B"]
+    token: Int[Array, "B"]
+    out: Int[Array, "B R"]
+    cache: KVCache
+    seen: Bool[Array, "B V"] | None
+
+
+def _decoded(
     structure: Structure,
-    max_new_tokens: int,
-    sample: bool,
     params: Params,
     prefix: Prefix | None,
-    tokens: Int[Array, "B S"],
-    lengths: Int[Array, "B"],
-    numbers: Int[Array, "B"],
-    temperature: Array,
-    key: Array,
+    batch: _Batch,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    every: int,
+) -> Iterator[Tokens]:
+    """All new tokens so far [B, n], after each `every` of them, until all rows are done."""
+    choice, stops = Choice.of(sampling), jnp.asarray(sorted(stop_ids), jnp.int32)
+    most = sampling.max_new_tokens
+    room = -(-min(most, MAX_ROOM) // ROOM_STEP) * ROOM_STEP
+    state = _prefill(structure, room, params, prefix, batch, choice, stops)
+    count = 1
+    while True:
+        yield np.array(state.out)[:, :count]  # a copy: the state is given to the next call
+        if count == most or np.asarray(state.done).all():
+            return
+        if count == room:
+            room *= 2
+            state = _with_room(state, room)
+        until = min(count + every, room, most)
+        state = _decode(structure, params, prefix, batch, choice, stops, state, until)
+        count = int(state.made)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _prefill(
+    structure: Structure,
+    room: int,
+    params: Params,
+    prefix: Prefix | None,
+    batch: _Batch,
+    choice: Choice,
     stop_ids: Int[Array, "E"],
-) -> Int[Array, "B N"]:
-    """Tokens behind each row; what stands behind a row's end token means nothing.
-
-    New keys and values of all rows go to the same slot, behind the padded prompts; masks
-    and positions are each row's own.
-    """
+) -> _State:
+    """The prompts' keys and values, and the first token of each row."""
     module = structure.merge(params)
-    rows, size = tokens.shape
-    first = 0 if prefix is None else jnp.sum(prefix.valid)
+    rows, size = batch.tokens.shape
     slots = jnp.arange(size)
-    real = slots < lengths[:, None]
-    causal = jnp.tril(jnp.ones((size, size), bool)) & real[:, None, :]
-    hidden, cache = module.score_states(
-        tokens, jnp.broadcast_to(first + slots, tokens.shape), causal, prefix
+    causal = jnp.tril(jnp.ones((size, size), bool)) & (slots < batch.lengths[:, None])[:, None, :]
+    positions = jnp.broadcast_to(_start(prefix) + slots, batch.tokens.shape)
+    hidden, cache = module.score_states(batch.tokens, positions, causal, prefix, batch.real)
+    last = jnp.maximum(batch.lengths - 1, 0)[:, None, None]
+    state = _State(
+        jnp.zeros((), jnp.int32),
+        batch.lengths == 0,
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros((rows, 0), jnp.int32),
+        cache,
+        batch.seen,
     )
-    room = [(0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0)]
-    cache = KVCache(jnp.pad(cache.k, room), jnp.pad(cache.v, room))
-    all_slots = jnp.arange(size + max_new_tokens)
-    row_keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+    hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+    return _choose(module, hidden, batch, choice, stop_ids, _with_room(state, room))
 
-    def pick(hidden: Array, index: Array) -> Array:
-        logits = module.logits(hidden)
-        if not sample:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        keys = jax.vmap(lambda k: jax.random.fold_in(k, index))(row_keys)
-        return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
-    def unfinished(carry: Any) -> Array:
-        index, done = carry[0], carry[1]
-        return (index < max_new_tokens) & ~jnp.all(done)
+@partial(jax.jit, static_argnums=0, donate_argnames="state")
+def _decode(
+    structure: Structure,
+    params: Params,
+    prefix: Prefix | None,
+    batch: _Batch,
+    choice: Choice,
+    stop_ids: Int[Array, "E"],
+    state: _State,
+    until: int,
+) -> _State:
+    """Goes on until all rows have `until` tokens, or are done."""
+    module = structure.merge(params)
+    size = batch.tokens.shape[1]
+    slots = jnp.arange(size + state.out.shape[1])
+    prompt = slots < batch.lengths[:, None]
 
-    def body(carry: Any) -> Any:
-        index, done, token, out, k, v = carry
-        position = first + lengths + index - 1
-        write_at = size + index - 1
-        mask = jnp.concatenate([real, jnp.zeros((rows, max_new_tokens), bool)], axis=1)
-        mask = mask | ((all_slots >= size) & (all_slots <= write_at))
+    def step(state: _State) -> _State:
+        position = _start(prefix) + batch.lengths + state.made - 1
+        write_at = size + state.made - 1
+        mask = prompt | ((slots >= size) & (slots <= write_at))
         hidden, cache = module.decode_states(
-            token[:, None], position[:, None], mask[:, None], KVCache(k, v), write_at, prefix
+            state.token[:, None], position[:, None], mask[:, None], state.cache, write_at, prefix
         )
-        token = pick(hidden[:, 0], index)
-        done = done | jnp.isin(token, stop_ids)
-        return index + 1, done, token, out.at[:, index].set(token), cache.k, cache.v
+        state = state._replace(cache=cache)
+        return _choose(module, hidden[:, 0], batch, choice, stop_ids, state)
 
-    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    token = pick(last, jnp.zeros((), jnp.int32))
-    out = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token)
-    done = jnp.isin(token, stop_ids) | (lengths == 0)
-    start = (jnp.ones((), jnp.int32), done, token, out, cache.k, cache.v)
-    return jax.lax.while_loop(unfinished, body, start)[3]
+    return jax.lax.while_loop(
+        lambda state: (state.made < until) & ~jnp.all(state.done), step, state
+    )
+
+
+def _choose(
+    module: Decoder,
+    hidden: Array,
+    batch: _Batch,
+    choice: Choice,
+    stop_ids: Array,
+    state: _State,
+) -> _State:
+    """The state with the tokens that follow these hidden states."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, state.made))(batch.keys)
+    token = choose(module.logits(hidden), choice, state.seen, keys)
+    seen = state.seen
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(token)), token].set(True)
+    return _State(
+        state.made + 1,
+        state.done | jnp.isin(token, stop_ids),
+        token,
+        state.out.at[:, state.made].set(token),
+        state.cache,
+        seen,
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _with_room(state: _State, room: int) -> _State:
+    """The state with slots for `room` new tokens."""
+    more = room - state.out.shape[1]
+    slots = [(0, 0), (0, 0), (0, 0), (0, more), (0, 0)]
+    cache = KVCache(jnp.pad(state.cache.k, slots), jnp.pad(state.cache.v, slots))
+    return state._replace(out=jnp.pad(state.out, ((0, 0), (0, more))), cache=cache)
+
+
+def _start(prefix: Prefix | None) -> Array | int:
+    """The position of a row's first token."""
+    return 0 if prefix is None else jnp.sum(prefix.valid)

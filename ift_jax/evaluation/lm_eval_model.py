@@ -3,7 +3,6 @@
 `ift_jax.evaluation.lm_eval` is its command line.
 """
 
-import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,13 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ift_jax.errors import InputError
-from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, score_choices
+from ift_jax.evaluation.texts import generate_texts
 from ift_jax.language_model import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 
 NAME = "ift_jax"
-_ALSO_UNDERSTOOD = ("top_k", "top_p", "repetition_penalty")
 _MAX_NEW_TOKENS = 256  # of a task that says nothing, as lm_eval's own models have it
 
 
@@ -145,9 +144,9 @@ class JaxModel(TemplateLM):
             groups[json.dumps(request.args[1], sort_keys=True)].append(number)
         texts: dict[int, str] = {}
         for settings, members in groups.items():
-            sampling, stops = _sampling(json.loads(settings), self.seed)
+            sampling = _sampling(json.loads(settings), self.seed)
             found = self._generate([requests[n].args[0] for n in members], sampling)
-            texts |= dict(zip(members, (before_stop(t, stops) for t in found), strict=True))
+            texts |= dict(zip(members, found, strict=True))
         for number, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, texts[number])
         return [texts[number] for number in range(len(requests))]
@@ -162,15 +161,15 @@ class JaxModel(TemplateLM):
             )
         prompts = [np.array(self.tok_encode(text)[-room:], np.int32) for text in contexts]
         with jax.set_mesh(self.mesh):
-            outputs = generate(
+            return generate_texts(
                 self.language_model.structure,
                 self.language_model.params,
+                self.chat,
                 prompts,
                 sampling,
                 stop_ids=sorted({*self.language_model.stop_ids, self.eot_token_id}),
                 mesh=self.mesh,
             )
-        return [self.chat.decode(output) for output in outputs]
 
 
 def _check_arguments(path: str, others: Mapping[str, Any]) -> None:
@@ -213,34 +212,26 @@ def _questions(
     return questions, [(numbers[seen], choice) for seen, choice in places]
 
 
-def _sampling(settings: Mapping[str, Any], seed: int) -> tuple[Sampling, list[str]]:
-    """A task's generation settings as ours, and the texts that end a generation.
+def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
+    """A task's generation settings as ours.
+
+    Filters are left out where a task does not sample, as they would say nothing.
 
     Raises:
         InputError: for a setting that our generation does not have.
     """
     known = dict(normalize_gen_kwargs(dict(settings), _MAX_NEW_TOKENS))
-    stops = known.pop("until")
+    stops = tuple(stop for stop in known.pop("until") if stop)
     sampled = known.pop("do_sample")
-    fields = {
+    fields: dict[str, Any] = {
         "max_new_tokens": known.pop("max_gen_toks"),
         "temperature": float(known.pop("temperature", 1.0 if sampled else 0.0)),
-        "seed": seed,
+        "repetition_penalty": float(known.pop("repetition_penalty", 1.0)),
     }
-    ours = {field.name for field in dataclasses.fields(Sampling)}
-    for name in [name for name in _ALSO_UNDERSTOOD if name in known and name in ours]:
-        fields[name] = known.pop(name)
+    filters: dict[str, Any] = {
+        "top_k": int(known.pop("top_k", 0)),
+        "top_p": float(known.pop("top_p", 1.0)),
+    }
     if known:
         raise InputError(f"a task asks to generate with {sorted(known)[0]!r}, which we do not have")
-    return Sampling(**fields), [stop for stop in stops if stop]
-
-
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """A text up to the first of the texts that end it.
-
-    Example:
-        >>> before_stop("4\\nQ: 5+5?", ["Q:", "\\n"])
-        '4'
-    """
-    ends = [text.find(stop) for stop in stops]
-    return text[: min((end for end in ends if end >= 0), default=len(text))]
+    return Sampling(**fields, **(filters if fields["temperature"] else {}), stop=stops, seed=seed)

@@ -17,6 +17,7 @@ from ift_jax.evaluation.batching import (
     compute_prefix,
     groups,
     place_rows,
+    real_slots,
     row_shards,
     with_adapter_rows,
 )
@@ -108,14 +109,16 @@ def score_choices(
     for group in groups(lengths, row_shards(mesh)):
         rows = _Rows.empty(group.rows, group.length, room)
         owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
+        used = np.array([np.sum(branches >= 0) for branches in rows.branches], np.int32)
+        real = real_slots(structure, used, group, mesh)
         placed = (place_rows(mesh, array) for array in rows)
         own = with_adapter_rows(params, adapter_rows, group, mesh)
-        nll, correct = map(np.asarray, _target_nll(structure, own, prefix, *placed))
+        nll, correct = map(np.asarray, _target_nll(structure, own, prefix, real, *placed))
         for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
-            used, count = len(owner), len(questions[member].choices)
+            size, count = len(owner), len(questions[member].choices)
             results[member] = ChoiceScores(
-                -np.bincount(owner, nll[row, :used], count).astype(np.float64),
-                np.bincount(owner, correct[row, :used], count).astype(np.int64),
+                -np.bincount(owner, nll[row, :size], count).astype(np.float64),
+                np.bincount(owner, correct[row, :size], count).astype(np.int64),
             )
     return results
 
@@ -163,6 +166,7 @@ def _target_nll(
     structure: Structure,
     params: Params,
     prefix: Prefix | None,
+    real: Int[Array, "N"] | None,
     tokens: Int[Array, "B S"],
     positions: Int[Array, "B S"],
     branches: Int[Array, "B S"],
@@ -174,7 +178,7 @@ def _target_nll(
     query, key = branches[:, :, None], branches[:, None, :]
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     mask = causal & (key >= 0) & ((key == 0) | (key == query))
-    hidden, _ = module.score_states(tokens, positions, mask, prefix)
+    hidden, _ = module.score_states(tokens, positions, mask, prefix, real)
     gathered = jnp.take_along_axis(hidden, target_positions[..., None], axis=1)
 
     def one_row(xs: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -57,10 +57,18 @@ class Compute:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of earlier positions. Without the B axis they are a prefix of all rows."""
+    """Keys and values of earlier positions. Without the B axis they are a prefix of all rows.
 
-    k: Float[Array, "L *B T K H"]
-    v: Float[Array, "L *B T K H"]
+    Heads stand before positions, as attention multiplies them: else it would copy the cache.
+    """
+
+    k: Float[Array, "L *B K T H"]
+    v: Float[Array, "L *B K T H"]
+
+    def of_layer(self, index: Array | None = None) -> tuple[Array, Array]:
+        """One layer's keys and values [*B T K H], as `attend` takes them."""
+        k, v = (self.k, self.v) if index is None else (self.k[index], self.v[index])
+        return jnp.moveaxis(k, -3, -2), jnp.moveaxis(v, -3, -2)
 
 
 class Prefix(NamedTuple):
@@ -243,21 +251,43 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B S"],
         mask: Bool[Array, "B S S"],
         prefix: Prefix | None = None,
+        real: Int[Array, "N"] | None = None,
     ) -> tuple[Float[Array, "B S D"], KVCache]:
-        """Hidden states under any mask, after a shared prefix; and the keys and values made."""
-        x, cos, sin = self._enter(tokens, positions)
+        """Hidden states under any mask, after a shared prefix; and the keys and values made.
+
+        Args:
+            real: flat slots b * S + s of the tokens that are not padding, and B * S where there
+                are fewer than N. Given, padding goes through attention alone, and through no
+                matrix multiply; what comes back for it means nothing.
+        """
+        rows, size = tokens.shape
+        if real is not None:
+            place = jnp.zeros(rows * size, jnp.int32)
+            place = place.at[real].set(jnp.arange(len(real), dtype=jnp.int32), mode="drop")
+
+        def joined(x: Array) -> Array:
+            flat = x.reshape(rows * size, *x.shape[2:])
+            return x if real is None else jnp.take(flat, real, axis=0, mode="clip")[None]
+
+        def as_rows(x: Array) -> Array:
+            if real is None:
+                return x
+            return jnp.take(x[0], place, axis=0).reshape(rows, size, *x.shape[2:])
+
+        x, cos, sin = self._enter(joined(tokens), joined(positions))
         graph, stacked = nnx.split(self.layers)
 
         def body(x: Array, xs: Any) -> tuple[Array, tuple[Array, Array]]:
             layer_state, shared = xs
             layer = nnx.merge(graph, layer_state)
-            q, k, v = layer.qkv(x, cos, sin)
-            seen = None if prefix is None else (shared.k, shared.v, prefix.valid)
-            return layer.finish(x, attend(q, k, v, mask, seen)), (k, v)
+            q, k, v = map(as_rows, layer.qkv(x, cos, sin))
+            seen = None if prefix is None else (*shared.of_layer(), prefix.valid)
+            made = (k.swapaxes(1, 2), v.swapaxes(1, 2))
+            return layer.finish(x, joined(attend(q, k, v, mask, seen))), made
 
         shared = None if prefix is None else prefix.cache
         x, (k, v) = jax.lax.scan(body, x, (stacked, shared))
-        return self._leave(x), KVCache(k, v)
+        return self._leave(as_rows(x)), KVCache(k, v)
 
     def decode_states(
         self,
@@ -276,20 +306,26 @@ class Decoder(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def body(carry: Any, xs: Any) -> tuple[Any, None]:
-            x, ks, vs = carry
+            x, cache = carry
             layer_state, index, shared = xs
             layer = nnx.merge(graph, layer_state)
-            q, k, v = layer.qkv(x, cos, sin)
-            start = (index, 0, write_at, 0, 0)
-            ks = jax.lax.dynamic_update_slice(ks, k[None].astype(ks.dtype), start)
-            vs = jax.lax.dynamic_update_slice(vs, v[None].astype(vs.dtype), start)
-            seen = None if prefix is None else (shared.k, shared.v, prefix.valid)
-            return (layer.finish(x, attend(q, ks[index], vs[index], mask, seen)), ks, vs), None
+            q, *made = layer.qkv(x, cos, sin)
+            start = (index, 0, 0, write_at, 0)
+            cache = KVCache(
+                *(
+                    jax.lax.dynamic_update_slice(
+                        old, new.swapaxes(1, 2)[None].astype(old.dtype), start
+                    )
+                    for old, new in zip(cache, made, strict=True)
+                )
+            )
+            seen = None if prefix is None else (*shared.of_layer(), prefix.valid)
+            return (layer.finish(x, attend(q, *cache.of_layer(index), mask, seen)), cache), None
 
         indices = jnp.arange(self.config.num_layers)
         shared = None if prefix is None else prefix.cache
-        (x, k, v), _ = jax.lax.scan(body, (x, cache.k, cache.v), (stacked, indices, shared))
-        return self._leave(x), KVCache(k, v)
+        (x, cache), _ = jax.lax.scan(body, (x, cache), (stacked, indices, shared))
+        return self._leave(x), cache
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token scores in float32."""

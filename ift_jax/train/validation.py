@@ -19,8 +19,8 @@ from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 from ift_jax.evaluation.answers import num_new_tokens
-from ift_jax.evaluation.generation import Sampling, generate
 from ift_jax.evaluation.metrics import METRICS
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.shots import ask
 from ift_jax.evaluation.tasks import (
     EvaluationConfig,
@@ -29,6 +29,7 @@ from ift_jax.evaluation.tasks import (
     evaluate,
     one_a_prompt,
 )
+from ift_jax.evaluation.texts import generate_texts
 from ift_jax.language_model import LanguageModel
 from ift_jax.models import decoder
 from ift_jax.sharding import place_batch
@@ -232,9 +233,10 @@ def sample(plan: Plan, model: LanguageModel, mesh: Mesh) -> list[dict[str, str]]
     """The model's most likely answers to the plan's prompts, as samples.jsonl holds them."""
     if not plan.prompts:
         return []
-    outputs = generate(
+    texts = generate_texts(
         model.structure,
         model.params,
+        model.chat,
         [prompt.tokens for prompt in plan.prompts],
         Sampling(max_new_tokens=plan.max_new_tokens),
         stop_ids=model.stop_ids,
@@ -246,9 +248,9 @@ def sample(plan: Plan, model: LanguageModel, mesh: Mesh) -> list[dict[str, str]]
             "template": prompt.template,
             "prompt": prompt.text,
             "reference": prompt.reference,
-            "completion": model.chat.decode(output),
+            "completion": text,
         }
-        for prompt, output in zip(plan.prompts, outputs, strict=True)
+        for prompt, text in zip(plan.prompts, texts, strict=True)
     ]
 
 

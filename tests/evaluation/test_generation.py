@@ -5,10 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import torch
+from torch_reference import torch_model
 
 from ift_jax.errors import InputError
-from ift_jax.evaluation import batching
-from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation import batching, generation
+from ift_jax.evaluation.generation import generate
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.language_model import load_pretrained
 from ift_jax.models.decoder import Decoder
 
@@ -28,6 +31,13 @@ PROMPTS = [prompt(seed, size) for seed, size in enumerate((5, 70, 1, 33, 64, 18)
 BEGINNING = prompt(99, 40)
 SHARED = [np.concatenate([BEGINNING, p]) for p in PROMPTS]
 GREEDY, SAMPLED = Sampling(max_new_tokens=10), Sampling(max_new_tokens=10, temperature=0.8, seed=7)
+
+
+PENALIZED = Sampling(max_new_tokens=10, repetition_penalty=1.6)
+FILTERED = dataclasses.replace(
+    SAMPLED, temperature=1.5, top_k=50, top_p=0.9, repetition_penalty=1.3
+)
+WAYS = {"greedy": GREEDY, "with every option": FILTERED}
 
 
 def run(model, prompts, sampling=GREEDY, stop_ids=NEVER):
@@ -55,7 +65,7 @@ def test_decoding_with_the_cache_equals_a_forward_pass_per_token(model, prompts)
         assert found[number] == by_full_forward(model, prompts[number], 10)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("prompts", [PROMPTS, SHARED], ids=["apart", "shared beginning"])
 def test_a_prompt_gives_the_same_beside_other_prompts(model, prompts, sampling):
     together = run(model, prompts, sampling)
@@ -67,10 +77,10 @@ def test_a_prompt_gives_the_same_beside_other_prompts(model, prompts, sampling):
     assert run(model, prompts[:1], sampling)[0] == together[0]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
 def test_neither_batch_size_nor_prefix_sharing_changes_the_tokens(model, sampling, monkeypatch):
     expected = run(model, SHARED, sampling)
-    monkeypatch.setattr(batching, "BATCH_TOKENS", 1)  # one row a call
+    monkeypatch.setattr(batching, "DECODE_ROWS", 1)
     assert run(model, SHARED, sampling) == expected
     monkeypatch.setattr(batching, "MIN_PREFIX", 10_000)  # nothing is shared
     assert run(model, SHARED, sampling) == expected
@@ -128,8 +138,8 @@ def test_decoding_ends_when_the_last_row_has_ended(model, monkeypatch):
         return decode(self, *args)
 
     monkeypatch.setattr(Decoder, "decode_states", counted)
-    monkeypatch.setattr(batching, "bucket", lambda length: 128)  # both rows in one call
-    run(model, PROMPTS[:2], Sampling(max_new_tokens=38), stops)
+    monkeypatch.setattr(generation, "ROOM_STEP", 41)  # a shape that is not compiled yet
+    run(model, PROMPTS[:2], Sampling(max_new_tokens=37), stops)
     jax.effects_barrier()
     assert len(steps) == max(lengths) < 10
 
@@ -157,7 +167,66 @@ def test_a_prompt_that_leaves_no_room_is_refused_by_its_number(model):
         run(model, [PROMPTS[0], prompt(0, limit - 9)])
 
 
-@pytest.mark.parametrize("fields", [{"max_new_tokens": 0}, {"temperature": -0.1}])
-def test_impossible_sampling_is_refused(fields):
-    with pytest.raises(InputError, match=next(iter(fields))):
-        Sampling(**fields)
+def test_the_repetition_penalty_is_that_of_transformers(model, tiny_llama):
+    """Over prompt and answer; theirs one prompt a call, as it would count padding."""
+    reference = torch_model(tiny_llama)
+    prompts = SHARED[:3]
+    found = run(model, prompts, PENALIZED)
+    assert found != run(model, prompts)
+    for ids, tokens in zip(prompts, found, strict=True):
+        out = reference.generate(
+            torch.tensor(ids[None], dtype=torch.long), do_sample=False, max_new_tokens=10,
+            min_new_tokens=10, repetition_penalty=1.6, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        assert tokens == out[0, len(ids) :].tolist()
+
+
+def test_room_for_new_tokens_grows_without_a_trace(model, monkeypatch):
+    sampling = FILTERED
+    expected = run(model, PROMPTS, sampling)
+    monkeypatch.setattr(generation, "ROOM_STEP", 3)
+    monkeypatch.setattr(generation, "MAX_ROOM", 3)
+    assert run(model, PROMPTS, sampling) == expected
+
+
+def test_one_prompts_tokens_come_a_few_at_a_time(model):
+    whole = run(model, PROMPTS[:1])[0]
+    for stop_ids in (NEVER, (whole[6],)):
+        expected = run(model, PROMPTS[:1], stop_ids=stop_ids)[0]
+        parts = [
+            tokens.tolist()
+            for tokens in generation.generate_one(
+                model.structure, model.params, PROMPTS[0], GREEDY, stop_ids=stop_ids
+            )
+        ]
+        assert [len(part) for part in parts][:2] == [1, 5]
+        assert parts[-1] == expected
+        assert all(expected[: len(part)] == part for part in parts)
+
+
+def test_rows_that_need_no_more_end_the_call(model, monkeypatch):
+    monkeypatch.setattr(generation, "CHECK_EVERY", 2)
+    outputs = generate(
+        model.structure, model.params, PROMPTS, GREEDY, stop_ids=NEVER,
+        ended=lambda tokens: len(tokens) >= 4,
+    )  # fmt: skip
+    assert [output.tolist() for output in outputs] == [row[:5] for row in run(model, PROMPTS)]
+
+
+def test_device_memory_does_not_grow_with_the_number_of_prompts(model, monkeypatch):
+    monkeypatch.setattr(batching, "DECODE_ROWS", 4)
+    calls, inner = [], generation._decode
+
+    def watched(*args):
+        taken = {id(leaf) for leaf in jax.tree.leaves(args)}
+        calls.append(sum(x.nbytes for x in jax.live_arrays() if id(x) not in taken))
+        return inner(*args)
+
+    monkeypatch.setattr(generation, "_decode", watched)
+    peaks = []
+    for times in (2, 8):
+        calls.clear()
+        run(model, PROMPTS * times)
+        peaks.append(max(calls))
+    assert len(calls) == 12
+    assert peaks[1] <= peaks[0]

@@ -10,6 +10,7 @@ from torch_reference import save_variant
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation import lm_eval as command
+from ift_jax.evaluation.sampling import Sampling
 
 pytest.importorskip("lm_eval")
 from ift_jax.evaluation import lm_eval_model as ours
@@ -47,6 +48,7 @@ doc_to_target: "{{choices[answer]}}"
 generation_kwargs:
   until: ["e", "\\n\\n"]
   max_gen_toks: 20
+  repetition_penalty: 1.2
 metric_list:
   - metric: exact_match
 """,
@@ -156,9 +158,18 @@ def test_arguments_that_mean_nothing_here_are_refused(arguments, message):
 def test_a_setting_of_generation_that_we_do_not_have_is_refused():
     with pytest.raises(InputError, match="generate with 'num_beams'"):
         ours._sampling({"until": [], "num_beams": 4}, 0)
-    sampling, stops = ours._sampling({"until": "x", "do_sample": True, "temperature": 0.5}, 3)
-    assert (sampling.temperature, sampling.max_new_tokens, sampling.seed) == (0.5, 256, 3)
-    assert stops == ["x"]
+
+
+def test_the_settings_of_a_task_are_those_of_generation():
+    filters = {"top_k": 5, "top_p": 0.9}
+    sampled = {"until": "x", "do_sample": True, "repetition_penalty": 1.2, **filters}
+    expected = Sampling(
+        max_new_tokens=256, stop="x", seed=3, temperature=0.5, repetition_penalty=1.2, **filters
+    )
+    assert ours._sampling({**sampled, "temperature": 0.5}, 3) == expected
+    assert ours._sampling(sampled, 3).temperature == 1
+    greedy = {"until": ["\n", ""], "max_gen_toks": 9, "do_sample": False, **filters}
+    assert ours._sampling(greedy, 0) == Sampling(max_new_tokens=9, stop=["\n"])
 
 
 def test_without_lm_eval_the_command_says_what_to_install(monkeypatch):

@@ -1,12 +1,13 @@
 """Ranking by log-likelihood, against transformers scoring every full text on its own."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 from torch_reference import save_variant, torch_model
 
 from ift_jax.errors import InputError
-from ift_jax.evaluation import batching
+from ift_jax.evaluation import batching, scoring
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods, encode_questions
 from ift_jax.language_model import load_pretrained
 
@@ -181,3 +182,22 @@ def test_a_common_beginning_leaves_each_row_a_token():
     assert batching.common_prefix([row, np.where(row == 18, 99, row)]) == 18
     assert batching.common_prefix([row, row[: batching.MIN_PREFIX]]) == 0  # too short to pay
     assert batching.common_prefix([]) == 0
+
+
+def test_device_memory_does_not_grow_with_the_number_of_questions(model, questions, monkeypatch):
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 1)  # one question a call
+    calls, inner = [], scoring._target_nll
+
+    def watched(*args):
+        taken = {id(leaf) for leaf in jax.tree.leaves(args)}
+        calls.append(sum(x.nbytes for x in jax.live_arrays() if id(x) not in taken))
+        return inner(*args)
+
+    monkeypatch.setattr(scoring, "_target_nll", watched)
+    peaks = []
+    for times in (2, 8):
+        calls.clear()
+        scores(model, questions * times)
+        peaks.append(max(calls))
+        assert len(calls) > times
+    assert peaks[1] <= peaks[0]

@@ -15,7 +15,8 @@ from torch_reference import save_variant, torch_greedy, torch_logits, torch_mode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ift_jax.errors import InputError
-from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation.generation import generate
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.hf.gguf import read_gguf
 from ift_jax.language_model import load_chat, load_pretrained
 

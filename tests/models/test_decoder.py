@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from ift_jax.errors import InputError
-from ift_jax.evaluation.generation import Sampling, generate
+from ift_jax.evaluation.generation import generate
+from ift_jax.evaluation.sampling import Sampling
 from ift_jax.models.decoder import (
     Compute,
     DecoderConfig,
     KVCache,
+    Layer,
     Prefix,
     build,
     init_params,
@@ -262,7 +264,31 @@ def test_score_states_equal_hidden_states_under_a_causal_mask(structure, params)
     states, cache = module.score_states(tokens, positions, mask)
     expected = module.hidden_states(tokens, positions, segments)
     np.testing.assert_allclose(states, expected, rtol=1e-4, atol=1e-5)
-    assert cache.k.shape == cache.v.shape == (3, 2, 6, 2, 8)
+    assert cache.k.shape == cache.v.shape == (3, 2, 2, 6, 8)
+
+
+def test_padding_left_out_of_matrix_multiplies_changes_nothing(structure, params, monkeypatch):
+    tokens, positions, _ = plain(3, 6)
+    lengths = jnp.array([2, 6, 0])
+    real = np.flatnonzero(np.arange(6) < np.array(lengths)[:, None])
+    mask = causal(6) & (jnp.arange(6) < lengths[:, None])[:, None, :]
+    module = structure.merge(params)
+    expected, cache = module.score_states(tokens, positions, mask)
+    shapes = []
+    qkv = Layer.qkv
+    monkeypatch.setattr(
+        Layer, "qkv", lambda self, x, *a: shapes.append(x.shape) or qkv(self, x, *a)
+    )
+    slots = jnp.array([*real, 18, 18], jnp.int32)  # as many again that stand for none
+    states, found = module.score_states(tokens, positions, mask, None, slots)
+    assert shapes == [(1, len(slots), CONFIG.width)]
+    for ours, theirs in ((states, expected), *zip(found, cache, strict=True)):
+        if ours.ndim == 5:
+            ours, theirs = (jnp.moveaxis(x, (1, 3), (0, 1)) for x in (ours, theirs))
+        for row, length in enumerate(np.array(lengths)):
+            np.testing.assert_allclose(
+                ours[row, :length], theirs[row, :length], rtol=1e-4, atol=1e-5
+            )
 
 
 def padded_prefix(module, tokens, size):
@@ -295,7 +321,7 @@ def test_decoding_token_by_token_equals_the_full_forward(structure, params, shar
     size = tokens.shape[1]
     mask = jnp.broadcast_to(causal(size), (2, size, size))
     states, cache = module.score_states(tokens[:, :2], positions[:, :2], mask[:, :2, :2], prefix)
-    room = [(0, 0), (0, 0), (0, size - 2), (0, 0), (0, 0)]
+    room = [(0, 0), (0, 0), (0, 0), (0, size - 2), (0, 0)]
     cache = KVCache(jnp.pad(cache.k, room), jnp.pad(cache.v, room))
     np.testing.assert_allclose(states, rest[:, :2], rtol=1e-4, atol=1e-5)
     for start, end in [*((i, i + 1) for i in range(2, size - 2)), (size - 2, size)]:

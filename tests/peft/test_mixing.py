@@ -75,6 +75,8 @@ def test_rows_generate_and_score_under_their_adapters_whatever_is_in_the_batch(
     for text, score, name in list(zip(texts, scores, NAMES, strict=True))[:3]:
         model = alone(tiny_llama, folders, name)
         assert [text] == model.generate(prompts[:1], max_new_tokens=6), name
+        turns = [{"role": "user", "content": prompts[0]}]
+        assert "".join(several.stream(turns, adapter=name, max_new_tokens=6)) == text
         own = score_choices(model.structure, model.params, [question])[0]
         np.testing.assert_allclose(score.log_likelihoods, own.log_likelihoods, rtol=1e-4)
 

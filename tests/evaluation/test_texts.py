@@ -1,0 +1,144 @@
+"""Generated text: stop texts, and pieces that are never taken back."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+
+from ift_jax.data.chat import Chat
+from ift_jax.evaluation import generation, texts
+from ift_jax.evaluation.sampling import Sampling
+from ift_jax.evaluation.texts import before_stop, stream_text
+from ift_jax.language_model import load_pretrained
+
+TURNS = [{"role": "user", "content": "Hello, who are you?"}]
+OPTIONS = {
+    "greedy": {},
+    "penalized": {"repetition_penalty": 1.5},
+    "sampled": {"temperature": 0.9, "top_k": 60, "top_p": 0.95, "seed": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return load_pretrained(tiny_llama)
+
+
+def pieces_of(chat, text, monkeypatch, *, stop=(), every=1, ids=None):
+    """What is streamed when the model writes this text, `every` bytes at a time."""
+    ids = np.array(chat.tokenizer.encode(text) if ids is None else ids, np.int32)
+    ends = [*range(every, len(ids), every), len(ids)]
+    drawn = []
+
+    def scripted(*_, **__):
+        for end in ends:
+            drawn.append(end)
+            yield ids[:end]
+
+    monkeypatch.setattr(texts, "generate_one", scripted)
+    found = list(stream_text(None, None, chat, None, Sampling(stop=stop), stop_ids=()))
+    return found, drawn
+
+
+TEXT = "naïve: 3 € for 😀, she said"
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_half_characters_wait_for_their_other_bytes(chat, monkeypatch, every):
+    found, _ = pieces_of(chat, TEXT, monkeypatch, every=every)
+    assert "".join(found) == TEXT
+    assert not any("\ufffd" in piece for piece in found)
+    assert all(found)
+    if every == 1:
+        assert found == list(TEXT)
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end(chat, monkeypatch):
+    ids = chat.tokenizer.encode("a€")[:-1]
+    found, _ = pieces_of(chat, "", monkeypatch, ids=ids)
+    assert "".join(found) == chat.decode(ids)
+    assert found[0] == "a"
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two three", ("two",), "one "),
+        ("one tw three", ("two",), "one tw three"),
+        ("one tw", ("two",), "one tw"),
+        ("aab aaab", ("aaab",), "aab "),
+        ("two", ("two",), ""),
+        ("x abcd", ("bc", "abcd"), "x a"),  # "bc" is complete first
+        ("x abc", ("bc", "abc"), "x "),  # both at once: the longer one
+        ("né €!", ("€",), "né "),
+    ],
+)
+def test_text_ends_before_a_stop_text_whatever_tokens_it_has(
+    chat, monkeypatch, text, stop, expected, every
+):
+    found, drawn = pieces_of(chat, text + " and more", monkeypatch, stop=stop, every=every)
+    whole = before_stop(text + " and more", stop)
+    assert "".join(found) == whole
+    if whole == expected:  # it was there before the rest
+        assert drawn[-1] < len(chat.tokenizer.encode(text + " and more"))
+    found, _ = pieces_of(chat, text, monkeypatch, stop=stop, every=every)
+    assert "".join(found) == before_stop(text, stop) == expected
+
+
+def test_the_opening_of_a_turn_is_no_part_of_any_piece(chat, monkeypatch):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "")
+    opening = Chat.of(tokenizer)
+    assert opening.opening == "assistant\n"
+    found, _ = pieces_of(opening, "assistant\nassist me", monkeypatch)
+    assert found == list("assist me")
+    found, _ = pieces_of(opening, "assi", monkeypatch)
+    assert "".join(found) == opening.decode(tokenizer.encode("assi")) == "assi"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_pieces_are_those_of_the_reply(model, name):
+    options = {"max_new_tokens": 21, **OPTIONS[name]}
+    reply = model.reply(TURNS, **options)
+    pieces = list(model.stream(TURNS, **options))
+    assert len(pieces) > 3
+    assert "".join(pieces) == reply
+
+
+def test_a_reply_is_cut_at_a_stop_text(model, monkeypatch):
+    monkeypatch.setattr(generation, "CHECK_EVERY", 3)
+    free = model.reply(TURNS, max_new_tokens=40)
+    pairs = [a + b for a, b in itertools.pairwise(free) if "\ufffd" not in a + b]
+    for stop in (pairs[0], pairs[len(pairs) // 2], [pairs[2], pairs[5]]):
+        stops = [stop] if isinstance(stop, str) else stop
+        expected = before_stop(free, stops)
+        assert expected != free
+        options = {"max_new_tokens": 40, "stop": stop}
+        assert model.reply(TURNS, **options) == expected
+        assert "".join(model.stream(TURNS, **options)) == expected
+        other, mine = model.generate(["Something else", TURNS[0]["content"]], **options)
+        assert mine == expected
+        assert other == before_stop(model.generate(["Something else"], max_new_tokens=40)[0], stops)
+
+
+def test_nothing_is_made_behind_a_stop_text_for_long(model, monkeypatch):
+    monkeypatch.setattr(generation, "CHECK_EVERY", 4)
+    free = model.reply(TURNS, max_new_tokens=60)
+    steps = []
+    decode = generation._decode
+    monkeypatch.setattr(generation, "_decode", lambda *a: steps.append(a[-1]) or decode(*a))
+    model.reply(TURNS, max_new_tokens=60, stop=free[2:4])
+    assert steps[-1] <= 13
+
+
+def test_what_a_prompt_makes_impossible_is_said_before_the_first_piece(model):
+    from ift_jax.errors import InputError
+
+    with pytest.raises(InputError, match="top_p: has no effect"):
+        model.stream(TURNS, top_p=0.5)
+    with pytest.raises(InputError, match=r"beams: no option of generation; there are max_new"):
+        model.reply(TURNS, beams=3)
+    with pytest.raises(InputError, match="exceed the context of 1024"):
+        next(model.stream(TURNS, max_new_tokens=1020))
