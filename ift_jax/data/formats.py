@@ -190,14 +190,32 @@ def _system(fields: Fields) -> list[Message]:
 
 
 def _alpaca(fields: Fields) -> Conversation:
-    """instruction, input, output; Dolly's names context and response serve as well."""
+    """instruction, input, output; Dolly's names context and response serve as well.
+
+    `history` holds earlier pairs of an instruction and its response.
+    """
     instruction = _text(fields, "instruction", "empty_prompt")
     given = "input" if "input" in fields else "context"
     answer = "output" if "output" in fields else "response"
     prompt = alpaca_prompt(instruction, _text(fields, given, ""))
     completion = _text(fields, answer, "empty_completion")
     user = Message("user", prompt, trained=False)
-    return Conversation((*_system(fields), user, Message("assistant", completion, True)), ())
+    answer_turn = Message("assistant", completion, True)
+    return Conversation((*_system(fields), *_history(fields), user, answer_turn), ())
+
+
+def _history(fields: Fields) -> list[Message]:
+    pairs, turns = fields.get("history") or [], []
+    if not isinstance(pairs, list | tuple):
+        raise Unusable("wrong_shape", f"history is {kind_of(pairs)}, not a list")
+    for number, pair in enumerate(pairs, start=1):
+        place = f"history.{number}"
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise Unusable("wrong_shape", f"{place} is not an instruction and its response")
+        said = dict(zip(("instruction", "response"), pair, strict=True))
+        turns.append(Message("user", _text(said, "instruction", "empty_prompt"), False))
+        turns.append(Message("assistant", _text(said, "response", "empty_completion"), True))
+    return turns
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:

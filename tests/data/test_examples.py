@@ -103,6 +103,17 @@ def test_alpaca_and_prompt_completion_are_told_from_their_fields(chat, tmp_path)
     assert trained_texts(pair) == [["3<|im_end|>"]]
 
 
+def test_the_history_of_an_alpaca_record_are_earlier_turns(chat, tmp_path):
+    record = {"instruction": "And 2 2?", "input": "", "output": "4"}
+    data = built(
+        chat, tmp_path, [{**record, "history": [["Add 1 2.", "3"]]}, {**record, "history": []}]
+    )
+    assert sorted(trained_texts(data)) == [["3<|im_end|>", "4<|im_end|>"], ["4<|im_end|>"]]
+    for broken in ([["Add 1 2."]], ["Add 1 2."], [["Add 1 2.", ""]], 5, "x"):
+        with pytest.raises(InputError, match="1 of 1 records were rejected"):
+            built(chat, tmp_path, [{**record, "history": broken}])
+
+
 def test_a_template_that_rewrites_earlier_turns_rejects_the_chat(tmp_path):
     tokenizer = make_tokenizer()
     # Forgets all but the last assistant turn once there is a later one.
