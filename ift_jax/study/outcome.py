@@ -20,6 +20,7 @@ from ift_jax.evaluation.forgetting import (
 from ift_jax.evaluation.predictions import Line, read_lines
 from ift_jax.evaluation.tasks import Row
 from ift_jax.metrics_log import MetricsLog
+from ift_jax.study.config import StudyRun
 from ift_jax.study.findings import Model, findings
 from ift_jax.study.plan import Planned, run_folder, scored_tasks, study_task
 
@@ -48,7 +49,7 @@ def study_results(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> 
     target, tasks = study_task(config), scored_tasks(config)
     counted = {label: _counted(rows, model) for label, model in models.items()}
     complete = [m for m in models.values() if m.plan and set(m.plan[0].scores) == set(tasks)]
-    reference = _reference(config)
+    reference = reference_run(config)
     before = models[reference.after or "base" if reference else "base"].label
     retained = [
         t for t in tasks if t != target and (t, _first_metric(models, t)) in counted[before]
@@ -177,12 +178,15 @@ def _probe_entries(
     ][::-1]
 
 
-def _reference(config: RunConfig) -> Any:
+def reference_run(config: RunConfig) -> StudyRun | None:
     """The plain tuning on the study's task alone that other runs are compared with."""
+    everything = set(scored_tasks(config))
     plain = [
         run
         for run in config.study.runs
-        if set(run.tasks) <= {study_task(config)} and not (run.replay or run.train_sizes)
+        if set(run.tasks) <= {study_task(config)}
+        and not (run.replay or run.train_sizes)
+        and set(run.scores or everything) == everything
     ]
     return next((run for run in plain if run.after), plain[0] if plain else None)
 

@@ -8,6 +8,7 @@ from tiny_study import study_tree
 from ift_jax.config import RunConfig, build_run_config
 from ift_jax.errors import InputError
 from ift_jax.study.config import StudyConfig
+from ift_jax.study.outcome import reference_run
 from ift_jax.study.plan import make_plan
 
 
@@ -57,6 +58,22 @@ def test_a_run_changes_any_field_by_its_name(tmp_path):
     assert planned.config.data.decontaminate == ("topic",)
     same = dataclasses.replace(planned.config.data.tasks[1], weight=1.0)
     assert same == config(tmp_path).data.tasks[1]
+
+
+def test_others_are_compared_with_the_first_plain_tuning_scored_on_everything(tmp_path):
+    every = [{"name": "a"}, {"name": "b", "tasks": ["topic"]},
+             {"name": "c", "after": "b", "scores": ["rating"]},
+             {"name": "d", "after": "b", "replay": ["topic"],
+              "config": {"data.mixture.replay_share": 0.1}},
+             {"name": "e", "after": "b"}, {"name": "f", "after": "b"}]  # fmt: skip
+
+    def chosen(*runs):
+        found = reference_run(config(tmp_path, runs=list(runs)))
+        return found and found.name
+
+    assert chosen(*every) == "e"
+    assert chosen(*every[:4]) == "a"
+    assert chosen(*every[1:4]) is None
 
 
 @pytest.mark.parametrize(
