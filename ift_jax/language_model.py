@@ -22,9 +22,10 @@ from ift_jax.models.decoder import Compute, Params, Structure
 from ift_jax.models.quantization import quantize as quantize_weight
 from ift_jax.models.quantization import quantized_shardings
 from ift_jax.peft import mixing
-from ift_jax.peft.adapter import FROZEN, ROWS, TRAINED, Adapter
+from ift_jax.peft.adapter import ROWS, Adapter, own_weights
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.sites import Site, linear_sites, selected
+from ift_jax.peft.sites import Site, tensor_sites
+from ift_jax.peft.virtual import fitted
 from ift_jax.sharding import param_shardings
 
 if TYPE_CHECKING:
@@ -224,22 +225,39 @@ class LanguageModel:
         if self.structure.adapter is not None:
             raise InputError("the model has an adapter already; `merged()` works it in")
         adapter = self.adapter_for(config)
-        arrays = adapter.init(self.params, seed)
+        arrays = adapter.init(self.params, seed, self._prompt_start(config))
         if mesh is not None:
             arrays = jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
         return self.with_adapter(adapter, arrays)
 
     def adapter_for(self, config: PeftConfig) -> Adapter:
         """The static half of an adapter for this model. Raises InputError as `adapt`."""
-        sites = selected(self._linear_sites(), config)
-        return Adapter(config, sites, self.structure.config.num_layers)
+        c = self.structure.config
+        size = (c.num_layers, c.width, c.num_kv_heads, c.head_size)
+        return Adapter.of(config, self._tensor_sites(), size)
 
-    def _linear_sites(self) -> tuple[Site, ...]:
+    def _tensor_sites(self) -> tuple[Site, ...]:
         c = self.structure.config
         rows = families.weight_rows(families.family_of(self.hf_config, "config.json"), c)
         shapes = {k: v.shape for k, v in weights.flat_paths(decoder.param_shapes(c)).items()}
         axes = weights.flat_paths(decoder.param_axes(c), lambda x: isinstance(x, tuple))
-        return linear_sites(rows, shapes, axes)
+        return tensor_sites(rows, shapes, axes)
+
+    def _prompt_start(self, config: PeftConfig) -> Any:
+        """The token ids of a prompt's text, or its keys and values; None without one."""
+        if not config.prompt_text:
+            return None
+        if self.tokenizer is None:
+            raise InputError("config.peft.prompt_text: this model's folder has no tokenizer")
+        ids = fitted(self.tokenizer(config.prompt_text)["input_ids"], config.num_virtual_tokens)
+        if config.method == "prompt":
+            return ids
+        causal = jnp.tril(jnp.ones((1, ids.size, ids.size), bool))
+        _, cache = self.structure.merge(self.params).score_states(
+            ids[None], jnp.arange(ids.size)[None], causal
+        )
+        k, v = cache.of_layer()  # of all layers: [L, 1, P, K, H]
+        return {"k": k[:, 0], "v": v[:, 0]}
 
     def with_adapter(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
         """The model with an adapter's arrays, as `Adapter.init` gives them, beside its weights."""
@@ -251,7 +269,7 @@ class LanguageModel:
         return dataclasses.replace(
             self,
             structure=self.structure._replace(adapter=None),
-            params={k: v for k, v in self.params.items() if k not in (TRAINED, FROZEN)},
+            params=own_weights(self.params),
         )
 
     def load_adapter(self, path: str | Path) -> "LanguageModel":
@@ -327,7 +345,7 @@ class LanguageModel:
             from ift_jax.checkpoint import load_workdir_adapter
 
             return load_workdir_adapter(found, self)
-        return adapters.read_adapter(found, self._linear_sites())
+        return adapters.read_adapter(found, self.adapter_for)
 
     def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
         mesh = getattr(self.params["embedding"].sharding, "mesh", None)

@@ -102,7 +102,7 @@ def generate_one(
 
 
 def _check(structure: Structure, prompts: Sequence[Tokens], sampling: Sampling) -> None:
-    limit = structure.config.max_positions
+    limit = structure.context_length
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {number} is empty")

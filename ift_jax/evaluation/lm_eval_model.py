@@ -55,7 +55,7 @@ class JaxModel(TemplateLM):
         self.tokenizer: Any = self.language_model.tokenizer
         self.tokenizer_name = path
         self.seed = seed
-        self.max_length = max_length or self.language_model.structure.config.max_positions
+        self.max_length = max_length or self.language_model.structure.context_length
 
     @property
     def eot_token_id(self) -> int:

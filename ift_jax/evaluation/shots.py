@@ -73,7 +73,7 @@ def ask(
         InputError: if an item does not fit without any exemplar, or the training split has
             fewer than `shots` examples of an item's template.
     """
-    limit = model.structure.config.max_positions
+    limit = model.structure.context_length
     found: dict[int, Asked] = {}
     waiting, longest = list(range(len(items))), 0
     for count in range(shots, -1, -1):

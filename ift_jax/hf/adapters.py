@@ -6,7 +6,8 @@ weight table, so that a new family needs nothing here.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ def base_model_of(path: Path) -> str:
     return name
 
 
-def read_adapter(path: Path, sites: tuple[Site, ...]) -> tuple[Adapter, Tree]:
+def read_adapter(path: Path, adapter_for: Callable[[PeftConfig], Adapter]) -> tuple[Adapter, Tree]:
     """The adapter of a folder that peft, or `write_adapter`, wrote, and its arrays on the host.
 
     Args:
-        sites: every linear layer of the model, from `peft.sites.linear_sites`.
+        adapter_for: the model's own method of that name.
 
     Raises:
         InputError: for a missing or broken file; a field of adapter_config.json that we
@@ -107,12 +108,13 @@ def read_adapter(path: Path, sites: tuple[Site, ...]) -> tuple[Adapter, Tree]:
             "save_pretrained, which writes safetensors"
         )
     tensors = folder.open_file(path / _WEIGHTS)
-    config, chosen, ranks, scalings = _lora_plan(fields, sites, where)
-    adapter = Adapter(config, chosen, len(sites[0].layers))
+    everywhere = adapter_for(PeftConfig(method="lora"))
+    config, chosen, ranks, scalings = _lora_plan(fields, everywhere.sites, where)
+    adapter = replace(everywhere, config=config, sites=chosen)
     trained: Tree = {}
     used: set[str] = set()
     for site in chosen:
-        shapes = adapter.method.trained_shapes(site, config)
+        shapes = adapter.method.trained(site, config)
         arrays = {
             name: np.zeros((len(site.layers), *shape), np.float32)
             for name, (shape, _) in shapes.items()
@@ -240,7 +242,7 @@ def _chosen(fields: Mapping[str, Any], sites: tuple[Site, ...], where: Path) -> 
     if not found and targets != "all-linear":
         raise InputError(f"{where}: target_modules={targets!r} names no linear layer of this model")
     try:
-        return selected(sites, PeftConfig(method="lora", targets=found, layers=layers))
+        return selected(sites, found, layers, "targets")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

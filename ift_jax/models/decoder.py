@@ -4,6 +4,7 @@
 dict of arrays, and `merge(structure, params)` is called inside jitted functions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ift_jax.models.layers import apply_rope, attend, packing_mask, rms_norm, rope_tables
 from ift_jax.models.quantization import Quantized, dense
-from ift_jax.peft.adapter import FROZEN, ROWS, TRAINED, Adapter
+from ift_jax.peft.adapter import TRAINED, Adapter, own_weights
 from ift_jax.sharding import constrain
 
 Params = dict[str, Any]
@@ -56,6 +57,10 @@ class Compute:
     remat: Remat = "dots"
 
 
+# Keys, values [T0, K, H] and their validity [T0] that every query of every row sees.
+Seen = tuple[Array, Array, Array]
+
+
 class KVCache(NamedTuple):
     """Keys and values of earlier positions. Without the B axis they are a prefix of all rows.
 
@@ -69,6 +74,13 @@ class KVCache(NamedTuple):
         """One layer's keys and values [*B T K H], as `attend` takes them."""
         k, v = (self.k, self.v) if index is None else (self.k[index], self.v[index])
         return jnp.moveaxis(k, -3, -2), jnp.moveaxis(v, -3, -2)
+
+
+class Virtual(NamedTuple):
+    """Trained keys and values that stand in front of every example."""
+
+    k: Float[Array, "L P K H"]
+    v: Float[Array, "L P K H"]
 
 
 class Prefix(NamedTuple):
@@ -134,11 +146,13 @@ class Mlp(nnx.Module):
 class Layer(nnx.Module):
     """All layers, stacked along a leading axis; inside the scan it is one of them.
 
-    `adapter` and its arrays are put there by `Structure.merge`.
+    `adapter` and its arrays are put there by `Structure.merge`; `adapter_shared` are those
+    that all layers read alike.
     """
 
     adapter: Adapter | None = None
     adapter_arrays: Params
+    adapter_shared: Params
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         norm = ((c.num_layers, c.width), ("layers", "norm"), dtype)
@@ -158,7 +172,8 @@ class Layer(nnx.Module):
             weight = dense(stored, x.dtype)
             if adapter is None:
                 return jnp.tensordot(x, weight, num_in)
-            return adapter.linear(path, x, weight, num_in, arrays)
+            shared = self.adapter_shared
+            return adapter.linear(f"layers.{path}", x, weight, num_in, arrays, shared)
 
         if isinstance(stored, Quantized):
             # The backward pass dequantizes anew: float weights kept for it, layer by layer,
@@ -187,7 +202,14 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token ids to hidden states and logits."""
+    """Token ids to hidden states and logits.
+
+    `virtual` are keys and values that stand in front of every example (see
+    `ift_jax.peft.virtual`); positions count on from them.
+    """
+
+    virtual: Virtual | None = None
+    adapter_shared: Params
 
     def __init__(
         self, config: DecoderConfig, compute: Compute, rngs: nnx.Rngs, param_dtype: Any = "float32"
@@ -222,27 +244,28 @@ class Decoder(nnx.Module):
         """
         mask = packing_mask(segment_ids)
         x, cos, sin = self._enter(tokens, positions)
-        graph, stacked = nnx.split(self.layers)
+        layer_of, stacked = self._stacked()
         shared = None
         if prefix is not None and prefix.size:
             ones = jnp.ones_like(prefix)[None]
             shared = self._enter(prefix[None], jnp.arange(prefix.size)[None])
             shared_mask, seen_by_all = packing_mask(ones), ones[0] > 0
 
-        def body(carry: tuple[Array, Any], layer_state: Any) -> tuple[Any, None]:
+        def body(carry: tuple[Array, Any], xs: Any) -> tuple[Any, None]:
             x, beginning = carry
-            layer = nnx.merge(graph, layer_state)
-            seen = None
+            layer_state, virtual = xs
+            layer = layer_of(layer_state)
+            seen = _joined(virtual)
             if shared is not None:
                 q, k, v = layer.qkv(beginning, *shared[1:])
-                beginning = layer.finish(beginning, attend(q, k, v, shared_mask))
-                seen = (k[0], v[0], seen_by_all)
+                beginning = layer.finish(beginning, attend(q, k, v, shared_mask, seen))
+                seen = _joined(virtual, (k[0], v[0], seen_by_all))
             q, k, v = layer.qkv(x, cos, sin)
             x = layer.finish(x, attend(q, k, v, mask, seen))
             return (constrain(x, "rows", None, None), beginning), None
 
         start = (x, None if shared is None else shared[0])
-        (x, _), _ = jax.lax.scan(_remat(body, self.compute.remat), start, stacked)
+        (x, _), _ = jax.lax.scan(_remat(body, self.compute.remat), start, (stacked, self.virtual))
         return self._leave(x)
 
     def score_states(
@@ -275,18 +298,18 @@ class Decoder(nnx.Module):
             return jnp.take(x[0], place, axis=0).reshape(rows, size, *x.shape[2:])
 
         x, cos, sin = self._enter(joined(tokens), joined(positions))
-        graph, stacked = nnx.split(self.layers)
+        layer_of, stacked = self._stacked()
 
         def body(x: Array, xs: Any) -> tuple[Array, tuple[Array, Array]]:
-            layer_state, shared = xs
-            layer = nnx.merge(graph, layer_state)
+            layer_state, virtual, shared = xs
+            layer = layer_of(layer_state)
             q, k, v = map(as_rows, layer.qkv(x, cos, sin))
-            seen = None if prefix is None else (*shared.of_layer(), prefix.valid)
+            seen = _joined(virtual, prefix and (*shared.of_layer(), prefix.valid))
             made = (k.swapaxes(1, 2), v.swapaxes(1, 2))
             return layer.finish(x, joined(attend(q, k, v, mask, seen))), made
 
         shared = None if prefix is None else prefix.cache
-        x, (k, v) = jax.lax.scan(body, x, (stacked, shared))
+        x, (k, v) = jax.lax.scan(body, x, (stacked, self.virtual, shared))
         return self._leave(as_rows(x)), KVCache(k, v)
 
     def decode_states(
@@ -303,12 +326,12 @@ class Decoder(nnx.Module):
         The cache is the scan's carry, so XLA updates it in place.
         """
         x, cos, sin = self._enter(tokens, positions)
-        graph, stacked = nnx.split(self.layers)
+        layer_of, stacked = self._stacked()
 
         def body(carry: Any, xs: Any) -> tuple[Any, None]:
             x, cache = carry
-            layer_state, index, shared = xs
-            layer = nnx.merge(graph, layer_state)
+            layer_state, index, virtual, shared = xs
+            layer = layer_of(layer_state)
             q, *made = layer.qkv(x, cos, sin)
             start = (index, 0, 0, write_at, 0)
             cache = KVCache(
@@ -319,12 +342,12 @@ class Decoder(nnx.Module):
                     for old, new in zip(cache, made, strict=True)
                 )
             )
-            seen = None if prefix is None else (*shared.of_layer(), prefix.valid)
+            seen = _joined(virtual, prefix and (*shared.of_layer(), prefix.valid))
             return (layer.finish(x, attend(q, *cache.of_layer(index), mask, seen)), cache), None
 
         indices = jnp.arange(self.config.num_layers)
         shared = None if prefix is None else prefix.cache
-        (x, cache), _ = jax.lax.scan(body, (x, cache), (stacked, indices, shared))
+        (x, cache), _ = jax.lax.scan(body, (x, cache), (stacked, indices, self.virtual, shared))
         return self._leave(x), cache
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -336,13 +359,56 @@ class Decoder(nnx.Module):
             preferred_element_type=jnp.float32,
         )
 
+    def virtual_states(self, embeddings: Float[Array, "P D"]) -> Virtual:
+        """Keys and values of trained embeddings at the first P positions."""
+        places = jnp.arange(embeddings.shape[0])[None]
+        x, cos, sin = self._positioned(embeddings[None], places)
+        mask = packing_mask(jnp.ones_like(places))
+        layer_of, stacked = self._stacked()
+
+        def body(x: Array, layer_state: Any) -> tuple[Array, tuple[Array, Array]]:
+            layer = layer_of(layer_state)
+            q, k, v = layer.qkv(x, cos, sin)
+            return layer.finish(x, attend(q, k, v, mask)), (k[0], v[0])
+
+        _, (k, v) = jax.lax.scan(_remat(body, self.compute.remat), x, stacked)
+        return Virtual(k, v)
+
+    def _stacked(self) -> tuple[Callable[[Any], Layer], Any]:
+        """What makes a layer of one slice of the stacked state, and that state."""
+        graph, stacked = nnx.split(self.layers)
+
+        def layer_of(state: Any) -> Layer:
+            layer = nnx.merge(graph, state)
+            if layer.adapter is not None:
+                layer.adapter_shared = nnx.data(self.adapter_shared)
+            return layer
+
+        return layer_of, stacked
+
     def _enter(self, tokens: Array, positions: Array) -> tuple[Array, Array, Array]:
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.compute.dtype)
+        """Embeddings of tokens that stand behind the virtual positions, and rotary tables."""
+        virtual = 0 if self.virtual is None else self.virtual.k.shape[1]
+        return self._positioned(jnp.take(self.embedding[...], tokens, axis=0), positions + virtual)
+
+    def _positioned(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
+        x = x.astype(self.compute.dtype)
         cos, sin = rope_tables(positions, self.config.head_size, self.config.rope_base)
         return constrain(x, "rows", None, None), cos, sin
 
     def _leave(self, x: Array) -> Array:
         return rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
+
+
+def _joined(virtual: Virtual | None, *more: Seen | None) -> Seen | None:
+    """One layer's virtual keys and values, and others, for `attend` to see before a row's own."""
+    parts = [part for part in more if part is not None]
+    if virtual is not None:
+        parts.insert(0, (virtual.k, virtual.v, jnp.ones(virtual.k.shape[0], bool)))
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    k, v, valid = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return k, v, valid
 
 
 def _remat(body: Any, remat: Remat) -> Any:
@@ -373,14 +439,27 @@ class Structure(NamedTuple):
                 `ift_jax.peft.adapter`), which a structure without adapter leaves aside.
             key: of dropout, in training only.
         """
-        weights = {
-            name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN, ROWS)
-        }
-        module = nnx.merge(self.graph, weights)
-        if self.adapter is not None:
-            module.layers.adapter = self.adapter
-            module.layers.adapter_arrays = nnx.data(self.adapter.layer_arrays(params, key))
+        adapter = self.adapter
+        if adapter is None:
+            return nnx.merge(self.graph, own_weights(params))
+        module = nnx.merge(self.graph, adapter.weights(params))
+        module.layers.adapter = adapter
+        module.layers.adapter_arrays = nnx.data(adapter.layer_arrays(params, key))
+        module.adapter_shared = nnx.data(adapter.shared_arrays(params))
+        if adapter.num_virtual:
+            arrays = params[TRAINED]["virtual"]
+            made = (
+                module.virtual_states(arrays["embeddings"])
+                if "embeddings" in arrays
+                else Virtual(*(arrays[name].astype(self.compute.dtype) for name in ("k", "v")))
+            )
+            module.virtual = nnx.data(made)
         return module
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens an example may have, virtual positions not counted."""
+        return self.config.max_positions - (self.adapter.num_virtual if self.adapter else 0)
 
 
 def build(config: DecoderConfig, compute: Compute) -> Structure:

@@ -4,102 +4,182 @@ The parameters of an adapted model are the base's tree with one or two more bran
 "adapter" holds the arrays that are trained, "adapter_frozen" those that the method draws
 once and never trains. `LanguageModel.adapt` makes them; everything that takes a structure
 and parameters (training, scoring, generation) works with them as with any others.
+
+    adapter         layers   by linear layer: what a method trains there, [L, ...]
+                    whole    weights that are trained themselves, in float32
+                    virtual  of prompt and prefix tuning
+    adapter_frozen  layers   as above
+                    shared   one set of arrays for all layers
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ift_jax.models.quantization import Quantized, dense_layers
-from ift_jax.peft import lora
+from ift_jax.errors import InputError
+from ift_jax.models.quantization import Quantized
+from ift_jax.peft import bitfit, bottleneck, dora, ia3, lora, vera, virtual, whole
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.sites import Site, replaced, taken
+from ift_jax.peft.method import Linear, Method
+from ift_jax.peft.sites import Site, selected
 
 Tree = dict[str, Any]
 
 TRAINED, FROZEN, ROWS = "adapter", "adapter_frozen", "adapter_rows"
 
-# A method is a module with trained_shapes, frozen_shapes, init, linear and merged.
-METHODS: Mapping[str, ModuleType] = {"lora": lora}
+METHODS: dict[str, Method] = {
+    "lora": lora.METHOD,
+    "dora": dora.METHOD,
+    "vera": vera.METHOD,
+    "ia3": ia3.METHOD,
+    "bottleneck": bottleneck.METHOD,
+    "bitfit": bitfit.METHOD,
+}
 
 
 @dataclass(frozen=True)
 class Adapter:
     """The static half of an adapter: hashable, a part of `models.decoder.Structure`.
 
-    `by_row` says that each row of a batch uses its own share of it: the branch "adapter_rows"
-    of the parameters has the factors [B, R] of the rows; see `peft.mixing`.
+    Attributes:
+        sites: the linear layers that the method changes.
+        whole: the tensors that are trained themselves.
+        size: layers L, width D, key/value heads K and head size H of the model.
+        by_row: whether each row of a batch uses its own share of it; the branch "adapter_rows"
+            of the parameters then has the factors [B, R] of the rows, see `peft.mixing`.
     """
 
     config: PeftConfig
     sites: tuple[Site, ...]
-    num_layers: int
+    whole: tuple[Site, ...]
+    size: tuple[int, int, int, int]
     by_row: bool = False
 
+    @staticmethod
+    def of(
+        config: PeftConfig, tensors: Iterable[Site], size: tuple[int, int, int, int]
+    ) -> "Adapter":
+        """The adapter that a config means for a model with these tensors.
+
+        Raises:
+            InputError: if the config names what the model does not have.
+        """
+        tensors = tuple(tensors)
+        name, method = config.method, METHODS.get(config.method)
+        sites: tuple[Site, ...] = ()
+        if method is not None:
+            usual = [s for s in tensors if s.is_linear and (config.targets or method.on(s))]
+            sites = selected(usual, config.targets, config.layers, "targets")
+        if name == "norms":
+            kept = selected(filter(whole.is_norm, tensors), (), config.layers, "layers")
+        elif name == "selective":
+            kept = selected(tensors, config.targets, config.layers, "targets")
+        elif config.modules_to_save:
+            kept = selected(tensors, config.modules_to_save, (), "modules_to_save")
+        else:
+            kept = ()
+        both = {s.name for s in sites} & {s.name for s in kept}
+        if both:
+            raise InputError(
+                f"config.peft.modules_to_save: {min(both)} has an adapter; leave it out of targets"
+            )
+        return Adapter(config, sites, kept, size)
+
     @property
-    def method(self) -> Any:
-        """The module that knows the method's arithmetic."""
+    def method(self) -> Method:
+        """The arithmetic of the linear layers that it changes."""
         return METHODS[self.config.method]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self.size[0]
+
+    @property
+    def num_virtual(self) -> int:
+        """Positions that stand in front of every example."""
+        return self.config.num_virtual_tokens if self.config.method in virtual.METHODS else 0
 
     def shapes(self) -> Tree:
         """The branches of `params` that it adds, as jax.ShapeDtypeStruct leaves in float32."""
-        return self._branches(
-            lambda layers, shape, _: jax.ShapeDtypeStruct((layers, *shape), "float32")
-        )
+        return self._branches(lambda shape, _: jax.ShapeDtypeStruct(shape, "float32"))
 
     def axes(self) -> Tree:
         """The same branches with each array's logical axis names."""
-        return self._branches(lambda _, __, axes: ("layers", *axes))
+        return self._branches(lambda _, axes: axes)
 
     def _branches(self, leaf: Any) -> Tree:
-        branches: Tree = {}
-        for name, shapes_of in (
-            (TRAINED, self.method.trained_shapes),
-            (FROZEN, self.method.frozen_shapes),
-        ):
-            tree = {
+        def per_site(shapes_of: Any) -> Tree:
+            found = {
                 site.module: {
-                    array: leaf(len(site.layers), *both)
-                    for array, both in shapes_of(site, self.config).items()
+                    name: leaf((len(site.layers), *shape), ("layers", *axes))
+                    for name, (shape, axes) in shapes_of(site, self.config).items()
                 }
                 for site in self.sites
             }
-            if any(tree.values()):
-                branches[name] = {"layers": tree}
-        return branches
+            return found if any(found.values()) else {}
 
-    def init(self, base: Tree, seed: int) -> Tree:
+        def leaves(shapes: Any) -> Tree:
+            return {name: leaf(*both) for name, both in shapes.items()}
+
+        trained: Tree = {"whole": leaves({k: v for s in self.whole for k, v in
+                                          whole.shapes(s).items()})}  # fmt: skip
+        frozen: Tree = {}
+        if self.num_virtual:
+            trained["virtual"] = leaves(virtual.shapes(self.config, self.size))
+        if self.sites:
+            trained["layers"] = per_site(self.method.trained)
+            frozen["layers"] = per_site(self.method.frozen)
+            frozen["shared"] = leaves(self.method.shared(self.sites, self.config))
+        branches = {TRAINED: _filled(trained), FROZEN: _filled(frozen)}
+        return _filled(branches)
+
+    def init(self, weights: Tree, seed: int, text: Any = None) -> Tree:
         """The branches at the start.
 
         A site's draw depends on the seed and its name, not on the other sites.
+
+        Args:
+            text: what a prompt's text stands for; see `virtual.start`.
         """
-        trained: Tree = {}
-        frozen: Tree = {}
+        key = jax.random.key(seed)
+        trained: Tree = {"layers": {}, "whole": whole.start(self.whole, weights)}
+        frozen: Tree = {"layers": {}}
         for site in self.sites:
-            key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(site.module.encode()))
-            stored = _at(base, site)
+            own = jax.random.fold_in(key, zlib.crc32(site.module.encode()))
+            stored = whole.at_path(weights, site.path)
 
             def start(key: Array, stored: Any, site: Site = site) -> tuple[Tree, Tree]:
-                weight = taken(_layers(dense_layers(stored), site.layers), site.cuts)
-                return self.method.init(site, self.config, key, weight)
+                return self.method.init(site, self.config, key, whole.part_of(stored, site))
 
             # Compiled, float weights that a method does not look at are never made.
             quantized = isinstance(stored, Quantized)
-            trained[site.module], fixed = (jax.jit(start) if quantized else start)(key, stored)
+            trained["layers"][site.module], fixed = (jax.jit(start) if quantized else start)(
+                own, stored
+            )
             if fixed:
-                frozen[site.module] = fixed
-        return {TRAINED: {"layers": trained}, **({FROZEN: {"layers": frozen}} if frozen else {})}
+                frozen["layers"][site.module] = fixed
+        if self.sites and self.method.init_shared:
+            frozen["shared"] = self.method.init_shared(self.sites, self.config, key)
+        if self.num_virtual:
+            table = weights["embedding"]
+            trained["virtual"] = virtual.start(self.config, self.size, key, table, text)
+        return _filled({TRAINED: _filled(trained), FROZEN: _filled(frozen)})
+
+    def weights(self, params: Tree) -> Tree:
+        """The model's own weights in `params`, those that are trained whole in their places."""
+        trained = params[TRAINED].get("whole", {})
+        return whole.placed(self.whole, trained, own_weights(params))
 
     def layer_arrays(self, params: Tree, key: Array | None) -> Tree:
         """What the scan over layers reads beside the weights: all arrays with L in front.
 
-        Layers that are not adapted get zeros, with which every method does nothing.
+        Layers that are not adapted get values with which the method does nothing.
 
         Args:
             key: of dropout; None at evaluation.
@@ -119,57 +199,75 @@ class Adapter:
             arrays["key"] = jax.random.split(key, self.num_layers)
         return arrays
 
+    def shared_arrays(self, params: Tree) -> Tree:
+        """What all layers read alike."""
+        return params.get(FROZEN, {}).get("shared", {})
+
     def _spread(self, x: Array, layers: tuple[int, ...]) -> Array:
         if len(layers) == self.num_layers:
             return x
-        return jnp.zeros((self.num_layers, *x.shape[1:]), x.dtype).at[jnp.array(layers)].set(x)
+        rest = jnp.full((self.num_layers, *x.shape[1:]), self.method.unchanged, x.dtype)
+        return rest.at[jnp.array(layers)].set(x)
 
-    def linear(self, path: str, x: Array, weight: Array, num_in: int, arrays: Tree) -> Array:
+    def linear(
+        self, path: str, x: Array, weight: Array, num_in: int, arrays: Tree, shared: Tree
+    ) -> Array:
         """The linear map of one layer's array, adapted where a site uses it.
 
         Args:
-            path: of the array below `layers`.
             arrays: one layer's slice of `layer_arrays`.
+            shared: `shared_arrays`.
         """
         sites = [site for site in self.sites if site.path == path]
         if not sites:
             return jnp.tensordot(x, weight, num_in)
         key = arrays.get("key")
-        return self.method.linear(
+        at = Linear(
             x,
             weight,
             sites,
             [arrays["trained"][site.module] for site in sites],
-            [arrays["frozen"][site.module] for site in sites],
-            self.config,
+            [{**arrays["frozen"][site.module], **shared} for site in sites],
             None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode())),
         )
+        return self.method.linear(at, self.config)
 
     def merged(self, params: Tree) -> Tree:
         """The base's tree with the adapter worked into its weights.
 
         Quantized weights that it changes become float32: what the adapter was trained beside is
         what they stand for, not what was quantized.
+
+        Raises:
+            InputError: for a method that no weights of this model can express.
         """
-        base = {name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN)}
-        base["layers"] = jax.tree.map(lambda x: x, base["layers"])  # new dicts, same arrays
-        frozen = params.get(FROZEN, {}).get("layers", {})
+        method = METHODS.get(self.config.method)
+        if self.num_virtual or (method is not None and method.merged is None):
+            raise InputError(
+                f"an adapter of method {self.config.method!r} cannot be merged into the weights"
+            )
+        weights = self.weights(params)
+        frozen = params.get(FROZEN, {})
         for site in self.sites:
-            whole = dense_layers(_at(base, site))
-            some = _layers(whole, site.layers)
-            part = jax.vmap(
-                lambda w, a, f, site=site: self.method.merged(w, site, a, f, self.config)
-            )(taken(some, site.cuts), params[TRAINED]["layers"][site.module],
-              frozen.get(site.module, {}))  # fmt: skip
-            some = replaced(some, part, site.cuts)
-            if len(site.layers) < self.num_layers:
-                some = whole.at[jnp.array(site.layers)].set(some)
-            *parents, last = site.path.split(".")
-            node = base["layers"]
-            for parent in parents:
-                node = node[parent]
-            node[last] = some
-        return base
+            shared, own = frozen.get("shared", {}), frozen.get("layers", {}).get(site.module, {})
+
+            def one(weight: Array, arrays: Tree, fixed: Tree, site: Site = site,
+                    shared: Tree = shared) -> Array:  # fmt: skip
+                return method.merged(weight, site, arrays, {**fixed, **shared}, self.config)  # type: ignore[union-attr, misc]
+
+            old = whole.read(weights, site).astype(jnp.float32)
+            part = jax.vmap(one)(old, params[TRAINED]["layers"][site.module], own)
+            weights = whole.written(weights, site, part)
+        return weights
+
+
+def _filled(tree: Tree) -> Tree:
+    return {name: branch for name, branch in tree.items() if branch}
+
+
+def own_weights(params: Tree) -> Tree:
+    """The model's own tree, without the branches of an adapter."""
+    return {name: tree for name, tree in params.items() if name not in (TRAINED, FROZEN, ROWS)}
 
 
 def combine(trained: Tree, base: Tree) -> Tree:
@@ -182,14 +280,3 @@ def separate(params: Tree) -> tuple[Tree, Tree]:
     if TRAINED not in params:
         return params, {}
     return params[TRAINED], {name: tree for name, tree in params.items() if name != TRAINED}
-
-
-def _at(base: Tree, site: Site) -> Any:
-    node: Any = base["layers"]
-    for key in site.path.split("."):
-        node = node[key]
-    return node
-
-
-def _layers(array: Array, layers: tuple[int, ...]) -> Array:
-    return array if len(layers) == array.shape[0] else array[jnp.array(layers)]

@@ -6,7 +6,6 @@ the base, and dropping the adapter is dropping two small trees.
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,31 +14,27 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ift_jax.peft.config import PeftConfig
+from ift_jax.peft.method import Arrays, Linear, Method, dropped, uniform
 from ift_jax.peft.sites import Cut, Shapes, Site, padded, taken
 
 
-def trained_shapes(site: Site, config: PeftConfig) -> Shapes:
-    """Shape and logical axes of A and B, one layer's."""
+def trained(site: Site, config: PeftConfig) -> Shapes:
+    """A and B of one layer."""
     return {
         "a": ((*site.in_shape, config.rank), (*site.in_axes, "rank")),
         "b": ((config.rank, *site.out_shape), ("rank", *site.out_axes)),
     }
 
 
-def frozen_shapes(site: Site, config: PeftConfig) -> Shapes:
-    """Those of A0 and B0, which only PiSSA has."""
-    return trained_shapes(site, config) if config.init == "pissa" else {}
+def frozen(site: Site, config: PeftConfig) -> Shapes:
+    """A0 and B0, which only PiSSA has."""
+    return trained(site, config) if config.init == "pissa" else {}
 
 
-def init(
-    site: Site, config: PeftConfig, key: Array, weight: Array
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Trained and frozen arrays [L, ...] at the start, where the adapted model is the base.
+def init(site: Site, config: PeftConfig, key: Array, weight: Array) -> tuple[Arrays, Arrays]:
+    """A and B at a start where the adapted model is the base; of PiSSA, A0 and B0 too.
 
-    The random matrix is uniform in +-1/sqrt(inputs), as peft's.
-
-    Args:
-        weight: the site's frozen weights, [L, *in, *out].
+    The random matrix is uniform within one over the root of its number of inputs, as peft's.
     """
     size, out = math.prod(site.in_shape), math.prod(site.out_shape)
     layers, rank = weight.shape[0], config.rank
@@ -55,61 +50,38 @@ def init(
         # Copies, since training consumes the trained ones.
         return pair, jax.tree.map(jnp.copy, pair)
     if config.init == "a_zero":
-        bound = rank**-0.5
-        return {"a": jnp.zeros(a_shape), "b": _uniform(key, b_shape, bound)}, {}
-    return {"a": _uniform(key, a_shape, size**-0.5), "b": jnp.zeros(b_shape)}, {}
+        return {"a": jnp.zeros(a_shape), "b": uniform(key, b_shape, rank**-0.5)}, {}
+    return {"a": uniform(key, a_shape, size**-0.5), "b": jnp.zeros(b_shape)}, {}
 
 
-def _uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def linear(
-    x: Array,
-    weight: Array,
-    sites: Sequence[Site],
-    arrays: Sequence[dict[str, Array]],
-    frozen: Sequence[dict[str, Array]],
-    config: PeftConfig,
-    key: Array | None,
-) -> Array:
+def linear(at: Linear, config: PeftConfig) -> Array:
     """x (W + s AB) for all linear layers that share an array and an input.
 
     Many rows in float32 multiply with W + s AB, made once; few rows, and lower precision,
     in which small changes of W would round away, take x A B beside x W.
-
-    Args:
-        x: [..., *in].
-        weight: [*in, *out] of the whole array.
-        arrays: A and B per site, one layer's; and "rows" [B, R], factors of each row's x A.
-        frozen: A0 and B0 per site, or nothing.
-        key: of dropout; None at evaluation.
     """
-    num_in = len(sites[0].in_shape)
-    cuts = tuple(site.cuts for site in sites)
-    dropout = config.dropout if key is not None else 0.0
-    inputs, outputs = math.prod(weight.shape[:num_in]), math.prod(weight.shape[num_in:])
+    x, num_in = at.x, at.num_in
+    dropout = config.dropout if at.key is not None else 0.0
+    inputs, outputs = math.prod(at.weight.shape[:num_in]), math.prod(at.out_shape)
     rows = x.size // inputs
-    by_row = "rows" in arrays[0]
     many = rows * (inputs + outputs) > inputs * outputs
-    if x.dtype == jnp.float32 and not dropout and many and not by_row:
-        a, b = tuple(p["a"] for p in arrays), tuple(p["b"] for p in arrays)
-        a0, b0 = (tuple(p[name] for p in frozen if p) for name in ("a", "b"))
-        return _through_sum(num_in, cuts, config.scaling, x, weight, a, b, a0, b0)
-    y = jnp.tensordot(x, weight, num_in)
-    for number, (site, pair) in enumerate(zip(sites, arrays, strict=True)):
-        seen = x
-        if dropout and key is not None:
-            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - dropout, x.shape)
-            seen = jnp.where(kept, x / (1 - dropout), jnp.zeros((), x.dtype))
-        part = _product(seen, pair, num_in)
-        if frozen[number]:
-            part = part - _product(x, frozen[number], num_in)
-        y = y + padded(part * config.scaling, site.cuts, y.shape[x.ndim - num_in :])
+    by_row = "rows" in at.arrays[0]
+    if x.dtype == jnp.float32 and many and not dropout and not by_row:
+        a, b = (tuple(arrays[name] for arrays in at.arrays) for name in ("a", "b"))
+        a0, b0 = (tuple(arrays[name] for arrays in at.frozen if arrays) for name in ("a", "b"))
+        cuts = tuple(site.cuts for site in at.sites)
+        return _through_sum(num_in, cuts, config.scaling, x, at.weight, a, b, a0, b0)
+    y = at.plain()
+    for number, site in enumerate(at.sites):
+        part = product(dropped(x, dropout, at.key, number), at.arrays[number], num_in)
+        if at.frozen[number]:
+            part = part - product(x, at.frozen[number], num_in)
+        y = y + padded(part * config.scaling, site.cuts, at.out_shape)
     return y
 
 
-def _product(x: Array, pair: dict[str, Array], num_in: int) -> Array:
+def product(x: Array, pair: Arrays, num_in: int) -> Array:
+    """x A B in the dtype of x; "rows" [B, R], where they are, are factors of each row's x A."""
     a, b = pair["a"].astype(x.dtype), pair["b"].astype(x.dtype)
     inner = jnp.tensordot(x, a, num_in)
     if "rows" in pair:
@@ -117,18 +89,17 @@ def _product(x: Array, pair: dict[str, Array], num_in: int) -> Array:
     return jnp.tensordot(inner, b, 1)
 
 
-def merged(
-    weight: Array,
-    site: Site,
-    arrays: dict[str, Array],
-    frozen: dict[str, Array],
-    config: PeftConfig,
-) -> Array:
-    """W + s AB of one site and one layer, [*in, *out], in the weight's dtype."""
+def change(arrays: Arrays, fixed: Arrays, config: PeftConfig) -> Array:
+    """s AB, or s (AB - A0 B0): what the adapter adds to its part of W."""
     delta = jnp.tensordot(arrays["a"], arrays["b"], 1)
-    if frozen:
-        delta = delta - jnp.tensordot(frozen["a"], frozen["b"], 1)
-    return (weight.astype(jnp.float32) + delta * config.scaling).astype(weight.dtype)
+    if fixed:
+        delta = delta - jnp.tensordot(fixed["a"], fixed["b"], 1)
+    return delta * config.scaling
+
+
+def merged(weight: Array, _: Site, arrays: Arrays, fixed: Arrays, config: PeftConfig) -> Array:
+    """W + s AB of one site and one layer."""
+    return weight + change(arrays, fixed, config)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -190,3 +161,5 @@ def _backward(num_in: int, cuts: Any, scaling: float, saved: Any, dy: Array) -> 
 
 
 _through_sum.defvjp(_forward, _backward)
+
+METHOD = Method(trained=trained, init=init, linear=linear, merged=merged, frozen=frozen)

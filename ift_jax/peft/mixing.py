@@ -30,9 +30,14 @@ def plain_lora(adapter: Adapter, arrays: Tree) -> Part:
     PiSSA takes its start A0 B0 out of the weights: AB - A0 B0 is a LoRA of twice the rank.
 
     Raises:
-        InputError: for another method.
+        InputError: for another method, and beside weights that are trained whole.
     """
     config = adapter.config
+    if adapter.whole:
+        raise InputError(
+            f"{adapter.whole[0].name} is trained whole beside the adapter (modules_to_save): merge "
+            "the adapter instead"
+        )
     if config.method != "lora":
         raise InputError(f"an adapter of method {config.method!r} cannot be combined; only lora")
     if FROZEN not in arrays:
@@ -142,7 +147,7 @@ def _filled(part: Part, site: Site) -> dict[str, Float[Array, "..."]]:
     """A part's A and B of all layers of a joined site, with zeros where it adapts nothing."""
     adapter, arrays = part
     own = next((s for s in adapter.sites if s.module == site.module), None)
-    shapes: Any = adapter.method.trained_shapes(site, adapter.config)
+    shapes: Any = adapter.method.trained(site, adapter.config)
     if own is None:
         return {k: jnp.zeros((len(site.layers), *shape)) for k, (shape, _) in shapes.items()}
     pair = arrays[TRAINED]["layers"][site.module]

@@ -1,8 +1,8 @@
-"""Where an adapter can sit: the linear layers of a model, as its family's table names them."""
+"""Where an adapter can sit: a model's tensors, as its family's table names them."""
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ift_jax.errors import InputError
-from ift_jax.peft.config import PeftConfig
 
 # Per array of an adapter: shape and logical axis names, one layer's.
-Shapes = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]
+Shapes = dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
 
 
 class Cut(NamedTuple):
@@ -27,16 +26,18 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """A linear layer of the checkpoint, and the part of our stacked array that it fills.
+    """A tensor of the checkpoint, and the part of our array that it fills.
 
     Attributes:
-        module: its name below the layer, "self_attn.q_proj"; the key of its adapter.
-        name: its whole name, with {} for the layer's number.
-        path: our array below `layers`, "attention.qkv".
-        in_shape, in_axes: sizes and logical names of its input axes, one layer's.
-        out_shape, out_axes: those of its output axes.
-        cuts: the part of the array's output axes that is this layer; () for all.
-        layers: numbers of the layers that are adapted, ascending.
+        module: its name without ".weight", below the layer where it has one:
+            "self_attn.q_proj", "model.norm"; the key of its adapter.
+        name: its whole name without ".weight", with {} for the layer's number.
+        path: our array, "layers.attention.qkv".
+        in_shape, in_axes: of a linear layer, sizes and logical names of the input axes (one
+            layer's); else ().
+        out_shape, out_axes: those of the output axes; of a tensor that is no linear layer, all.
+        cuts: the part of the array's output axes that is this tensor; () for all.
+        layers: numbers of the layers that are meant, ascending; () outside the layers.
     """
 
     module: str
@@ -48,6 +49,15 @@ class Site:
     out_axes: tuple[str, ...]
     cuts: tuple[Cut, ...]
     layers: tuple[int, ...]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer of the repeated layers, which an adapter can change."""
+        return bool(self.in_shape and self.layers)
+
+    def names(self) -> list[str]:
+        """Its whole names, one a layer."""
+        return [self.name.format(n) for n in self.layers] or [self.name]
 
 
 class TableRow(Protocol):
@@ -65,37 +75,40 @@ class TableRow(Protocol):
     def per_layer(self) -> bool: ...
 
 
-def linear_sites(
+def tensor_sites(
     rows: Iterable[TableRow],
     shapes: Mapping[str, tuple[int, ...]],
     axes: Mapping[str, tuple[str, ...]],
 ) -> tuple[Site, ...]:
-    """Every linear layer that repeats with the layers, in the table's order.
+    """Every weight of the model, in the table's order.
 
     Args:
         rows: the family's weight table.
-        shapes, axes: of our stacked arrays [L, ...], by dotted path.
+        shapes, axes: of our arrays ([L, ...] in the layers), by dotted path.
     """
     sites = []
     for row in rows:
-        if not (row.per_layer and row.in_axes and row.name.endswith(".weight")):
+        if not row.name.endswith(".weight"):
             continue
-        num_layers, *shape = shapes[row.path]
-        kept, dims = _parted(tuple(shape), row.part)
-        named = tuple(axis for axis, cut in zip(axes[row.path][1:], kept, strict=True) if cut.keep)
+        first = int(row.per_layer)
+        shape = shapes[row.path][first:]
+        kept, dims = _parted(shape, row.part)
+        named = tuple(
+            axis for axis, cut in zip(axes[row.path][first:], kept, strict=True) if cut.keep
+        )
         name = row.name.removesuffix(".weight")
         whole = all(c == Cut(0, size, True) for c, size in zip(kept, shape, strict=True))
         sites.append(
             Site(
-                module=name.split("{}.", 1)[1],
+                module=name.split("{}.", 1)[-1],
                 name=name,
-                path=row.path.removeprefix("layers."),
+                path=row.path,
                 in_shape=dims[: row.in_axes],
                 in_axes=named[: row.in_axes],
                 out_shape=dims[row.in_axes :],
                 out_axes=named[row.in_axes :],
                 cuts=() if whole else kept[row.in_axes :],
-                layers=tuple(range(num_layers)),
+                layers=tuple(range(shapes[row.path][0])) if row.per_layer else (),
             )
         )
     return tuple(sites)
@@ -118,45 +131,57 @@ def _parted(shape: tuple[int, ...], part: Any) -> tuple[tuple[Cut, ...], tuple[i
     return tuple(cuts), dims
 
 
-def selected(sites: tuple[Site, ...], config: PeftConfig) -> tuple[Site, ...]:
-    """The sites that the config's `targets` and `layers` name.
+def selected(
+    sites: Iterable[Site], targets: Iterable[str], layers: tuple[int, ...], field: str
+) -> tuple[Site, ...]:
+    """The sites that the targets name, in the layers that are meant.
+
+    Args:
+        targets: names or regular expressions, see `PeftConfig`; none: all sites.
+        layers: numbers of layers; (): all. What lies outside the layers has no number.
+        field: of the config, where the targets come from.
 
     Raises:
         InputError: for a target that names nothing, or a layer that the model does not have.
     """
-    num_layers = len(sites[0].layers)
-    beyond = [number for number in config.layers if number >= num_layers]
-    if beyond:
-        raise InputError(f"config.peft.layers: {beyond[0]} is not a layer; 0 to {num_layers - 1}")
-    allowed = config.layers or range(num_layers)
-    hits = dict.fromkeys(config.targets, 0)
+    sites, hits = tuple(sites), dict.fromkeys(targets, 0)
+    num_layers = max(len(site.layers) for site in sites)
+    for number in layers:
+        if number >= num_layers:
+            raise InputError(f"config.peft.layers: {number} is not a layer; 0 to {num_layers - 1}")
     chosen = []
     for site in sites:
-        layers = set() if config.targets else set(allowed)
-        for target in config.targets:
-            found = [n for n in allowed if _names(target, site.name.format(n))]
-            hits[target] += len(found)
-            layers |= set(found)
-        if layers:
-            chosen.append(Site(**{**vars(site), "layers": tuple(sorted(layers))}))
+        meant = [n for n in site.layers if not layers or n in layers]
+        numbers: set[int] = set() if hits else set(meant)
+        outside = not site.layers and not layers and not hits
+        for target in hits:
+            if site.layers:
+                found = {n for n in meant if _names(target, site.name.format(n))}
+                numbers |= found
+                hits[target] += len(found)
+            elif _names(target, site.name):
+                outside = True
+                hits[target] += 1
+        if numbers or outside:
+            chosen.append(replace(site, layers=tuple(sorted(numbers))))
     for target, count in hits.items():
         if not count:
             raise InputError(
-                f"config.peft.targets: {target!r} names no linear layer of the chosen layers; "
-                f"there are {', '.join(site.module for site in sites)}"
+                f"config.peft.{field}: {target!r} names nothing that can be adapted"
+                f"{' in the chosen layers' if layers else ''}; there are "
+                + ", ".join(site.module for site in sites)
             )
     return tuple(chosen)
 
 
 def _names(target: str, name: str) -> bool:
+    target = target.removesuffix(".weight")
     if name == target or name.endswith("." + target):
         return True
     try:
         return re.fullmatch(target, name) is not None
     except re.error as error:
-        raise InputError(
-            f"config.peft.targets: {target!r} is no regular expression ({error})"
-        ) from None
+        raise InputError(f"config.peft: {target!r} is no regular expression ({error})") from None
 
 
 def taken(y: Array, cuts: tuple[Cut, ...]) -> Array:

@@ -115,6 +115,15 @@ def _faster_b(updates: Any, ratio: float) -> Any:
     )
 
 
+# Arrays of an adapter that scale or shift, told by their names; norms have theirs from the model.
+_VECTORS = ("scale", "scale_b", "d", "bias", "down_bias", "up_bias", "magnitude")
+
+
 def is_matrix(params: Any) -> Any:
-    """True for what weight decay applies to: all but norm scales, told by their names."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in str(path[-1]), params)
+    """True for what weight decay applies to: all but scales and shifts, told by their names."""
+
+    def decays(path: Any, _: Any) -> bool:
+        name = str(path[-1].key)
+        return "norm" not in name and name not in _VECTORS
+
+    return jax.tree_util.tree_map_with_path(decays, params)

@@ -121,7 +121,7 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
     Raises:
         InputError: naming the field.
     """
-    limit = base.structure.config.max_positions
+    limit = base.structure.context_length
     if config.data.max_length > limit:
         raise InputError(
             f"config.data.max_length={config.data.max_length}: the model's context is {limit}"

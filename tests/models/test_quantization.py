@@ -24,7 +24,7 @@ from ift_jax.models.quantization import (
 )
 from ift_jax.peft.adapter import TRAINED, Adapter, combine, separate
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.sites import linear_sites
+from ift_jax.peft.sites import tensor_sites
 from ift_jax.sharding import MeshConfig, make_mesh
 from ift_jax.train.run import train
 from ift_jax.train.step import Constants, gradient_sums
@@ -216,9 +216,8 @@ def test_a_step_has_the_memory_of_one_on_float_weights_less_the_weights():
     shapes = decoder.param_shapes(config)
     flat = {path: x.shape for path, x in flat_paths(shapes).items()}
     axes = flat_paths(decoder.param_axes(config), lambda x: isinstance(x, tuple))
-    adapter = Adapter(
-        PeftConfig(method="lora", rank=2), linear_sites(LLAMA.rows, flat, axes), config.num_layers
-    )
+    tensors = tensor_sites(LLAMA.rows, flat, axes)
+    adapter = Adapter.of(PeftConfig(method="lora", rank=2), tensors, (8, 64, 4, 16))
     structure = decoder.build(config, decoder.Compute(remat="none"))._replace(adapter=adapter)
     ones = jnp.ones((1, 96), jnp.int32)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from batches import packed_batch, random_examples
 from peft import LoraConfig
-from torch_peft import IDS, assert_parity, lora_tensors, shaken
+from torch_peft import IDS, assert_parity, lora_tensors, shaken, torch_peft
 
 from ift_jax.errors import InputError
 from ift_jax.language_model import load_pretrained
@@ -91,7 +91,7 @@ def test_merged_weights_equal_the_adapter(adapted, base):
 def test_equals_peft(base, tiny_llama):
     model = shaken(base.adapt(lora()))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=LINEAR)
-    assert_parity(model, tiny_llama, config, lora_tensors(model))
+    assert_parity(model, torch_peft(tiny_llama, config), lora_tensors(model))
 
 
 def test_some_layers_and_root_scaling_equal_peft(base, tiny_llama):
@@ -101,7 +101,7 @@ def test_some_layers_and_root_scaling_equal_peft(base, tiny_llama):
         r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"],
         layers_to_transform=[0, 2], use_rslora=True,
     )  # fmt: skip
-    assert_parity(model, tiny_llama, config, lora_tensors(model))
+    assert_parity(model, torch_peft(tiny_llama, config), lora_tensors(model))
 
 
 def test_a_faster_b_equals_peft_with_two_groups(base, tiny_llama):
@@ -117,7 +117,7 @@ def test_a_faster_b_equals_peft_with_two_groups(base, tiny_llama):
         return [{"params": g["params"], "lr": g["lr"]} for g in made.param_groups if g["params"]]
 
     convert = lora_tensors(model)
-    assert_parity(model, tiny_llama, config, convert, groups=groups, b_lr_ratio=2.0)
+    assert_parity(model, torch_peft(tiny_llama, config), convert, groups=groups, b_lr_ratio=2.0)
 
 
 @pytest.mark.parametrize("rows", ["many", "few"])

@@ -42,8 +42,11 @@ def test_targets_are_names_or_patterns_of_whole_names(base):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"targets": ("q_proj", "w_proj")}, "'w_proj' names no linear layer.*self_attn.q_proj"),
-        ({"targets": ("proj",)}, "'proj' names no linear layer"),
+        (
+            {"targets": ("q_proj", "w_proj")},
+            "'w_proj' names nothing that can be adapted.*self_attn.q_proj",
+        ),
+        ({"targets": ("proj",)}, "'proj' names nothing that can be adapted"),
         ({"targets": ("(",)}, r"'\(' is no regular expression"),
         ({"layers": (1, 3)}, "layers: 3 is not a layer; 0 to 2"),
     ],

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from batches import random_examples, unpacked_batch
@@ -30,13 +29,17 @@ def shaken(model: LanguageModel, seed: int = 1, size: float = 0.1) -> LanguageMo
     return model.with_params(combine(jax.tree.unflatten(tree, moved), base))
 
 
-def torch_peft(folder: Path, config: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """The folder's model with an adapter of these tensors, which must be all that it trains."""
+def torch_peft(folder: Path, config: Any) -> Any:
+    """The folder's model with a fresh adapter."""
     import peft
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(torch_model(folder), config).eval()
+        return peft.get_peft_model(torch_model(folder), config).eval()
+
+
+def _filled(model: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """The model with these tensors, which must be all that it trains."""
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert set(wanted) == set(tensors)
     with torch.no_grad():
@@ -74,18 +77,19 @@ def our_training(model: LanguageModel, batch: Batch, to_torch: Any, **changes: A
 
 
 def assert_parity(
-    model: LanguageModel, folder: Path, config: Any, to_torch: Any, *, groups: Any = None,
-    cut: int = 0, **changes: Any,
+    model: LanguageModel, reference: Any, to_torch: Any, *, groups: Any = None, cut: int = 0,
+    **changes: Any,
 ) -> None:  # fmt: skip
-    """Logits, gradients and three optimizer steps equal those of peft.
+    """Logits, gradients and three optimizer steps equal those of a torch model.
 
     Args:
-        to_torch: from a tree like the trained one to peft's tensors by name.
+        reference: the torch model, of which exactly what we train requires a gradient.
+        to_torch: from a tree like the trained one to its tensors by name.
         groups: the optimizer's parameter groups from the torch model; default: one.
         cut: logits of virtual positions that peft puts in front.
         changes: arguments of `make_optimizer`.
     """
-    reference = torch_peft(folder, config, to_torch(separate(model.params)[0]))
+    reference = _filled(reference, to_torch(separate(model.params)[0]))
     np.testing.assert_allclose(
         model.logits(IDS), torch_logits(reference, IDS)[:, cut:], rtol=1e-3, atol=2e-4
     )
@@ -131,22 +135,49 @@ def _torch_loss(reference: Any, examples: Any, cut: int) -> torch.Tensor:
     return total / weight
 
 
-def lora_tensors(model: LanguageModel) -> Any:
-    """From our tree of A and B to peft's names and layouts."""
+def per_layer(model: LanguageModel, names: dict[str, Any]) -> Any:
+    """Turns our tree of linear layers into torch tensors by name.
+
+    Args:
+        names: of each of our arrays, the torch name with {} for the layer's, and what makes the
+            torch tensor of one layer's array.
+    """
 
     def convert(trained: Any) -> dict[str, np.ndarray]:
         found = {}
         for site in model.structure.adapter.sites:
-            pair = trained["layers"][site.module]
-            for row, layer in enumerate(site.layers):
-                name = f"base_model.model.{site.name.format(layer)}"
-                a, b = np.asarray(pair["a"][row]), np.asarray(pair["b"][row])
-                found[f"{name}.lora_A.default.weight"] = a.reshape(-1, a.shape[-1]).T
-                found[f"{name}.lora_B.default.weight"] = b.reshape(len(b), -1).T
+            for array, (name, layout) in names.items():
+                for value, whole in zip(
+                    np.asarray(trained["layers"][site.module][array]), site.names(), strict=True
+                ):
+                    found[name.format(whole)] = layout(value)
         return found
 
     return convert
 
 
-def jax_logits(model: LanguageModel) -> np.ndarray:
-    return np.asarray(model.logits(jnp.asarray(IDS)))
+LORA = {
+    "a": ("base_model.model.{}.lora_A.default.weight", lambda a: a.reshape(-1, a.shape[-1]).T),
+    "b": ("base_model.model.{}.lora_B.default.weight", lambda b: b.reshape(len(b), -1).T),
+}
+
+
+def lora_tensors(model: LanguageModel) -> Any:
+    """From our tree of A and B to peft's names and layouts."""
+    return per_layer(model, LORA)
+
+
+def whole_tensors(model: LanguageModel, name: str) -> Any:
+    """Turns our tree of weights trained whole into torch tensors, {} being a weight's name."""
+
+    def convert(trained: Any) -> dict[str, np.ndarray]:
+        found = {}
+        for site in model.structure.adapter.whole:
+            array = np.asarray(trained["whole"][site.module])
+            for value, whole in zip(array if site.layers else [array], site.names(), strict=True):
+                if site.in_shape:
+                    value = value.reshape(int(np.prod(site.in_shape)), -1).T
+                found[name.format(whole)] = value
+        return found
+
+    return convert

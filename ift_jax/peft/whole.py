@@ -1,0 +1,77 @@
+"""Weights trained whole: selective tuning, norm tuning, and what is trained beside an adapter.
+
+They are trained in float32 and stand in for the base's own, which stay frozen and unread.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ift_jax.models.quantization import dense_layers
+from ift_jax.peft.sites import Shapes, Site, replaced, taken
+
+Tree = dict[str, Any]
+
+
+def is_norm(site: Site) -> bool:
+    """Whether a tensor is a norm's scale."""
+    return site.out_axes == ("norm",)
+
+
+def shapes(site: Site) -> Shapes:
+    """The trained array, all layers', under the name of its branch."""
+    shape, axes = (*site.in_shape, *site.out_shape), (*site.in_axes, *site.out_axes)
+    if site.layers:
+        shape, axes = (len(site.layers), *shape), ("layers", *axes)
+    return {site.module: (shape, axes)}
+
+
+def start(sites: Sequence[Site], weights: Tree) -> dict[str, Array]:
+    """Copies of the weights themselves, in float32."""
+    return {site.module: jnp.array(read(weights, site), jnp.float32) for site in sites}
+
+
+def placed(sites: Sequence[Site], trained: dict[str, Array], weights: Tree) -> Tree:
+    """The weights' tree with the trained arrays in the places of those that they stand for."""
+    for site in sites:
+        weights = written(weights, site, trained[site.module])
+    return weights
+
+
+def read(weights: Tree, site: Site) -> Array:
+    """A site's part of the weights, of the layers that it means: [L, *in, *out]."""
+    return part_of(at_path(weights, site.path), site)
+
+
+def part_of(stored: Any, site: Site) -> Array:
+    """The same of the whole array, which may be quantized."""
+    array = dense_layers(stored)
+    if site.layers and len(site.layers) < array.shape[0]:
+        array = array[jnp.array(site.layers)]
+    return taken(array, site.cuts)
+
+
+def written(weights: Tree, site: Site, part: Array) -> Tree:
+    """The tree with other values at a site; the tree that came stays as it is."""
+    whole = dense_layers(at_path(weights, site.path))
+    part = part.astype(whole.dtype)
+    if site.layers and len(site.layers) < whole.shape[0]:
+        rows = jnp.array(site.layers)
+        part = whole.at[rows].set(replaced(whole[rows], part, site.cuts))
+    else:
+        part = replaced(whole, part, site.cuts)
+    return _with(weights, site.path.split("."), part)
+
+
+def at_path(tree: Tree, path: str) -> Any:
+    """The leaf at a dotted path."""
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _with(tree: Tree, keys: list[str], value: Array) -> Tree:
+    first, *rest = keys
+    return {**tree, first: _with(tree[first], rest, value) if rest else value}

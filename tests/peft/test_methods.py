@@ -1,0 +1,253 @@
+"""The methods beside LoRA: their starts, what merging them gives, and the same in torch."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from batches import packed_batch, random_examples
+from torch_peft import (
+    IDS,
+    LORA,
+    assert_parity,
+    per_layer,
+    shaken,
+    torch_peft,
+    whole_tensors,
+)
+from torch_reference import save_variant, torch_model
+
+from ift_jax.errors import InputError
+from ift_jax.language_model import load_pretrained
+from ift_jax.peft.adapter import combine, separate
+from ift_jax.peft.config import PeftConfig
+from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
+from ift_jax.train.loss import loss_sums
+from ift_jax.train.step import Constants, gradient_sums
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CONFIGS = {
+    "dora": PeftConfig(method="dora", rank=4, alpha=8.0),
+    "vera": PeftConfig(method="vera", rank=8),
+    "ia3": PeftConfig(method="ia3"),
+    "bottleneck": PeftConfig(method="bottleneck", rank=4),
+    "bitfit": PeftConfig(method="bitfit"),
+    "norms": PeftConfig(method="norms"),
+    "selective": PeftConfig(
+        method="selective", targets=(r"model\.layers\.[12]\.mlp\..*", "k_proj", "model.norm")
+    ),
+}
+VIRTUAL = {
+    "prompt": PeftConfig(method="prompt", num_virtual_tokens=5),
+    "prefix": PeftConfig(method="prefix", num_virtual_tokens=5),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama):
+    return load_pretrained(tiny_llama)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_start_is_the_base(base, name):
+    model = base.adapt(CONFIGS[name], seed=1)
+    np.testing.assert_allclose(model.logits(IDS), base.logits(IDS), atol=1e-4)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), model.params["adapter"]) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), model.structure.adapter.shapes()["adapter"]
+    )
+    moved = shaken(model).logits(IDS)
+    assert float(jnp.abs(moved - base.logits(IDS)).max()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["dora", "vera", "ia3", "norms", "selective"])
+def test_merged_weights_equal_the_adapter(base, name):
+    model = shaken(base.adapt(CONFIGS[name]))
+    np.testing.assert_allclose(model.merged().logits(IDS), model.logits(IDS), rtol=1e-3, atol=3e-4)
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bitfit", "prompt", "prefix"])
+def test_what_no_weights_express_is_not_merged(base, name, tmp_path):
+    model = base.adapt({**CONFIGS, **VIRTUAL}[name])
+    with pytest.raises(InputError, match=f"'{name}' cannot be merged"):
+        model.save_pretrained(tmp_path / "out")
+
+
+def test_dora_equals_peft(base, tiny_llama):
+    model = shaken(base.adapt(CONFIGS["dora"]))
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=LINEAR, use_dora=True)
+    name = "base_model.model.{}.lora_magnitude_vector.default.weight"
+    convert = per_layer(model, {**LORA, "magnitude": (name, np.ravel)})
+    assert_parity(model, torch_peft(tiny_llama, config), convert)
+
+
+def test_vera_equals_peft(base, tiny_llama):
+    model = shaken(base.adapt(PeftConfig(method="vera", rank=8, layers=(1, 2))))
+    config = peft.VeraConfig(r=8, target_modules=LINEAR, layers_to_transform=[1, 2])
+    reference = torch_peft(tiny_llama, config)
+    shared = model.params["adapter_frozen"]["shared"]
+    assert shared["a"].shape == (48, 8)
+    assert shared["b"].shape == (8, 48)
+    reference.base_model.vera_A["default"].copy_(torch.tensor(np.asarray(shared["a"]).T))
+    reference.base_model.vera_B["default"].copy_(torch.tensor(np.asarray(shared["b"]).T))
+    convert = per_layer(model, {
+        "d": ("base_model.model.{}.vera_lambda_d.default", np.ravel),
+        "scale_b": ("base_model.model.{}.vera_lambda_b.default", np.ravel),
+    })  # fmt: skip
+    assert_parity(model, reference, convert)
+
+
+def test_ia3_equals_peft(base, tiny_llama):
+    model = shaken(base.adapt(CONFIGS["ia3"]))
+    found = [site.module for site in model.structure.adapter.sites]
+    assert found == ["self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"]
+    config = peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    )
+    plain = per_layer(model, {"scale": ("base_model.model.{}.ia3_l.default", np.ravel)})
+
+    def convert(trained):
+        return {name: x[None] if "down" in name else x[:, None]
+                for name, x in plain(trained).items()}  # fmt: skip
+
+    assert_parity(model, torch_peft(tiny_llama, config), convert)
+
+
+def test_norm_tuning_equals_peft(base, tiny_llama):
+    model = shaken(base.adapt(CONFIGS["norms"]))
+    config = peft.LNTuningConfig(
+        target_modules=["input_layernorm", "post_attention_layernorm", "norm"]
+    )
+    convert = whole_tensors(model, "base_model.model.{}.ln_tuning_layers.default.weight")
+    assert_parity(model, torch_peft(tiny_llama, config), convert)
+
+
+def test_selective_tuning_equals_torch_with_the_others_frozen(base, tiny_llama):
+    model = shaken(base.adapt(CONFIGS["selective"]), size=0.02)
+    convert = whole_tensors(model, "{}.weight")
+    reference = torch_model(tiny_llama)
+    for name, parameter in reference.named_parameters():
+        chosen = "k_proj" in name or name == "model.norm.weight" or "mlp" in name
+        parameter.requires_grad_(chosen and "layers.0.mlp" not in name)
+    assert_parity(model, reference, convert)
+
+
+def test_bitfit_equals_a_torch_model_whose_biases_are_trained(base, tiny_llama):
+    model = shaken(base.adapt(CONFIGS["bitfit"]))
+    plain = torch_model(tiny_llama)
+    config = copy.deepcopy(plain.config)
+    config.attention_bias = config.mlp_bias = True
+    reference = type(plain)(config).eval()
+    reference.load_state_dict(plain.state_dict(), strict=False)
+    for name, parameter in reference.named_parameters():
+        parameter.requires_grad_(name.endswith(".bias"))
+    assert_parity(model, reference, per_layer(model, {"bias": ("{}.bias", np.ravel)}))
+
+
+class Bottleneck(torch.nn.Module):
+    """A linear layer with the adapter of Houlsby et al. behind it, as the paper draws it."""
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.down = torch.nn.Linear(linear.out_features, rank)
+        self.up = torch.nn.Linear(rank, linear.out_features)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y + self.up(torch.nn.functional.gelu(self.down(y), approximate="tanh"))
+
+
+def test_bottlenecks_equal_torch_modules_behind_both_sublayers(base, tiny_llama):
+    model = shaken(base.adapt(CONFIGS["bottleneck"]))
+    reference = torch_model(tiny_llama).requires_grad_(False)
+    for layer in reference.model.layers:
+        layer.self_attn.o_proj = Bottleneck(layer.self_attn.o_proj, 4)
+        layer.mlp.down_proj = Bottleneck(layer.mlp.down_proj, 4)
+    convert = per_layer(model, {
+        "down": ("{}.down.weight", np.transpose), "down_bias": ("{}.down.bias", np.ravel),
+        "up": ("{}.up.weight", np.transpose), "up_bias": ("{}.up.bias", np.ravel),
+    })  # fmt: skip
+    assert_parity(model, reference, convert)
+
+
+def test_weights_trained_beside_lora_equal_peft(tmp_path):
+    folder = save_variant(tmp_path / "untied", tie_word_embeddings=False)
+    fields = {"modules_to_save": ("embed_tokens", "lm_head", "model.norm"), "layers": (1,)}
+    model = load_pretrained(folder).adapt(PeftConfig(method="lora", rank=4, alpha=8.0, **fields))
+    model = shaken(model, size=0.05)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=LINEAR, layers_to_transform=[1],
+        modules_to_save=["embed_tokens", "lm_head", "model.norm"],
+    )  # fmt: skip
+    beside = whole_tensors(model, "base_model.model.{}.modules_to_save.default.weight")
+    pairs = per_layer(model, LORA)
+    assert_parity(model, torch_peft(folder, config), lambda t: {**pairs(t), **beside(t)})
+    np.testing.assert_allclose(model.merged().logits(IDS), model.logits(IDS), atol=5e-4)
+
+
+def test_a_layer_cannot_be_adapted_and_trained_whole(base):
+    config = PeftConfig(method="lora", modules_to_save=("q_proj",))
+    with pytest.raises(InputError, match="q_proj has an adapter; leave it out of targets"):
+        base.adapt(config)
+
+
+def test_scales_and_shifts_are_not_decayed(base):
+    from ift_jax.train.optimizer import is_matrix
+
+    decayed = {
+        str(path[-1].key)
+        for config in (*CONFIGS.values(), *VIRTUAL.values())
+        for path, on in jax.tree_util.tree_leaves_with_path(
+            is_matrix(base.adapt(config).params["adapter"])
+        )
+        if on
+    }
+    matrices = {"a", "b", "down", "up", "embeddings", "k", "v"}
+    assert decayed == matrices | {name for name in decayed if "_proj" in name}
+
+
+@pytest.mark.parametrize("name", ["dora", "ia3", "bottleneck", "prefix"])
+def test_a_mesh_agrees_with_one_device(base, name):
+    from ift_jax.models.decoder import param_axes
+
+    model = shaken(base.adapt({**CONFIGS, **VIRTUAL}[name]))
+    batch = packed_batch(random_examples(40))
+    trained, frozen = separate(model.params)
+    gradient = jax.jit(
+        lambda trained, constants, batch: gradient_sums(model.structure, trained, constants, batch)
+    )
+    alone, _ = gradient(trained, Constants(frozen), batch)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    adapter = model.structure.adapter
+    axes = {**param_axes(base.structure.config), **adapter.axes()}
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model.params, param_shardings(mesh, axes, model.params))
+        trained, frozen = separate(placed)
+        batch = jax.device_put(batch, row_sharding(mesh))
+        meshed, _ = gradient(trained, Constants(frozen), batch)
+    for x, y in zip(*map(jax.tree.leaves, (alone, meshed)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=3e-4 * float(jnp.abs(x).max()))
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(trained))
+
+
+def test_dora_with_dropout_drops_what_is_added_and_not_the_base(base):
+    """With everything dropped but the base, the expected output is the base's own."""
+    config = PeftConfig(method="dora", rank=4, alpha=8.0, dropout=0.999)
+    model = base.adapt(config)  # at its start: gain 1, B = 0
+    batch = packed_batch(random_examples(10))
+    dropped = loss_sums(model.structure, model.params, batch, None, jax.random.key(0))
+    np.testing.assert_allclose(
+        dropped.nll, loss_sums(base.structure, base.params, batch).nll, rtol=1e-5
+    )
+
+
+def test_the_adapter_alone_can_be_exchanged(base):
+    one, two = (shaken(base.adapt(CONFIGS["ia3"]), seed=n) for n in (1, 2))
+    trained, _ = separate(two.params)
+    _, frozen = separate(one.params)
+    np.testing.assert_array_equal(
+        one.with_params(combine(trained, frozen)).logits(IDS), two.logits(IDS)
+    )
