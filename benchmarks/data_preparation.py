@@ -6,7 +6,8 @@ Real reviews, repeated with a running number until there are enough of them. Our
 JSON lines, renders the prompt template, tokenizes, splits, removes repeats, packs and writes
 shards. TRL gets the rendered prompts and completions as a table in memory, so that it need not
 read or render, and uses as many processes. Each measurement is a process of its own; the sides
-take turns, and the ratio is that of the medians. Also measured is whether our peak memory grows
+take turns, and the ratio is that of the medians; CPU time is given beside it, which other work
+on the machine changes less. Also measured is whether our peak memory grows
 with the number of records. Prints one line of JSON. Needs the extra [test] and trl.
 """
 
@@ -43,6 +44,12 @@ def write_records(path: Path, count: int) -> None:
             file.write(json.dumps({**review, "review_body": body}) + "\n")
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def ours(records: Path, processes: int) -> dict[str, float]:
     """Seconds and tokens of `ift data --output`."""
     from ift_jax.data.config import DataConfig, TaskConfig
@@ -56,11 +63,16 @@ def ours(records: Path, processes: int) -> dict[str, float]:
     )  # fmt: skip
     config = DataConfig(tasks=(task,), max_length=MAX_LENGTH, row_length=MAX_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), cpu_seconds()
         card = prepare(config, chat, Path(folder) / "set", num_processes=processes)
-        seconds = time.perf_counter() - started
+        seconds, used = time.perf_counter() - started, cpu_seconds() - used
     train = card["tasks"]["rating"]["splits"]["train"]
-    return {"seconds": seconds, "examples": train["examples"], "tokens": train["tokens"]}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": used,
+        "examples": train["examples"],
+        "tokens": train["tokens"],
+    }
 
 
 def trl(records: Path, processes: int) -> dict[str, float]:
@@ -93,11 +105,11 @@ def trl(records: Path, processes: int) -> dict[str, float]:
         trainer = SimpleNamespace(
             _tokenizer=tokenizer, chat_template=None, completion_only_loss=True
         )
-        started = time.perf_counter()
+        started, used = time.perf_counter(), cpu_seconds()
         packed = SFTTrainer._prepare_dataset(trainer, table, tokenizer, args, True, None, "train")
-        seconds = time.perf_counter() - started
+        seconds, used = time.perf_counter() - started, cpu_seconds() - used
         tokens = sum(len(ids) for ids in packed["input_ids"])
-    return {"seconds": seconds, "examples": len(rendered), "tokens": tokens}
+    return {"seconds": seconds, "cpu_seconds": used, "examples": len(rendered), "tokens": tokens}
 
 
 def measure(side: str, records: Path, processes: int) -> dict[str, float]:
@@ -141,12 +153,18 @@ def main() -> None:
         side: statistics.median(run["examples"] / run["seconds"] for run in runs)
         for side, runs in found.items()
     }
+    cpu = {
+        side: statistics.median(1e6 * run["cpu_seconds"] / run["examples"] for run in runs)
+        for side, runs in found.items()
+    }
     line = {
         "benchmark": "data_preparation",
         "records": options.records,
         "ours_examples_per_s": round(speed["ours"]),
         "trl_examples_per_s": round(speed["trl"]),
         "ratio": round(speed["ours"] / speed["trl"], 2),
+        "cpu_us_an_example": {side: round(used) for side, used in cpu.items()},
+        "cpu_ratio": round(cpu["trl"] / cpu["ours"], 2),
         "tokens": {side: runs[0]["tokens"] for side, runs in found.items()},
         "our_peak_mb": found["ours"][0]["peak_mb"],
         "our_peak_mb_of_a_child": found["ours"][0]["peak_mb_of_a_child"],

@@ -21,6 +21,7 @@ from ift_jax.data.config import DataConfig
 from ift_jax.data.files import replace_text
 from ift_jax.data.records import Rejected
 from ift_jax.data.store import Store
+from ift_jax.data.template_sandbox import end_worker
 from ift_jax.errors import InputError
 
 _THREADS = "TOKENIZERS_PARALLELISM"  # read at each call
@@ -83,6 +84,8 @@ def collect_part(
     except BaseException:
         shutil.rmtree(own, ignore_errors=True)
         raise
+    finally:
+        end_worker()
 
 
 def load_part(own: Path, number: int) -> Collected:

@@ -259,6 +259,7 @@ _RENDERERS: dict[int, Renderer] = {}
 
 
 @atexit.register
-def _close_at_exit() -> None:
+def end_worker() -> None:
+    """Ends this process's worker; the next record to render would start another."""
     if renderer := _RENDERERS.get(os.getpid()):
         renderer.close()
