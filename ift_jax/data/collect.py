@@ -283,7 +283,9 @@ def _refuse_missing_columns(
     asked += [(c, "split_by") for c in task.split_by]
     asked += [(c, "group_by") for c in task.group_by]
     asked += [
-        (column, name) for name in ("balance_by", "stratify_by") if (column := getattr(task, name))
+        (column, name)
+        for name in ("balance_by", "stratify_by", "template_column")
+        if (column := getattr(task, name))
     ]
     for old, new in task.renamed.items():
         if new not in found.columns:

@@ -30,6 +30,9 @@ class TaskConfig:
         templates: a file of the promptsource format, or the name of one that ships with
             ift_jax ("reviews", "sentiment", "topic", ...; see ift_jax/templates).
         template_names: those of the file to use; () uses all.
+        template_column: of records that were rendered elsewhere, such as P3's, the column
+            that names an example's template; "" takes the format for all. Scores are read and
+            exemplars are chosen by it.
         template_choice: with several, "one" per record, drawn by seed, or "all".
         split_by: columns whose text decides a record's split, so that equal text never
             stands in two; () takes the columns that the prompts read, those of inverted
@@ -78,6 +81,7 @@ class TaskConfig:
     train_turns: Literal["all", "last", "all_text"] = "all"
     templates: str = ""
     template_names: tuple[str, ...] = ()
+    template_column: str = ""
     template_choice: Literal["one", "all"] = "one"
     split_by: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()

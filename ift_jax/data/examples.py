@@ -26,8 +26,8 @@ class Example:
 
     Attributes:
         task: the task's name.
-        template: the template's name, or the format's for conversations; kept so that scores
-            can be read per template.
+        template: the template's name; of conversations what the config's `template_column`
+            says, or the format's name. Kept so that scores can be read per template.
         turns: what is said, and what of it is trained.
         choices: what the answer is chosen from; () for free text.
         label: the value that subsets are balanced or stratified by.
@@ -87,6 +87,11 @@ def load_task_templates(task: TaskConfig) -> list[Template]:
             raise InputError(f"{where}: labelled columns need templates; name a file")
         return []
     path = Path(task.templates)
+    if task.template_column:
+        raise InputError(
+            f"config.data.tasks: {task.name}.template_column: names the templates of records that "
+            "were rendered elsewhere; this task has templates of its own, so leave it out"
+        )
     if not path.suffix and (LIBRARY / f"{task.templates}.yaml").exists():
         path = LIBRARY / f"{task.templates}.yaml"
     found = load_templates(path)
@@ -231,6 +236,11 @@ def from_conversations(
             if isinstance(outcome, Rejected):
                 rejected.append(outcome)
                 continue
+            template = record.fields.get(task.template_column) if task.template_column else fmt
+            if not (template and isinstance(template, str)):
+                detail = f"the column {task.template_column!r} names no template"
+                rejected.append(Rejected(record.origin, "no_template", detail))
+                continue
             # A file of Super-NaturalInstructions is one record with many examples.
             origin = f"{record.origin}#{number}" if fmt == "superni" else record.origin
             turns = _turns(outcome, whole=task.train_turns == "all_text")
@@ -244,7 +254,7 @@ def from_conversations(
             examples.append(
                 Example(
                     task=task.name,
-                    template=fmt,
+                    template=template,
                     turns=turns,
                     choices=outcome.choices or (),
                     label=str(record.fields.get(task.subset_by, "")),

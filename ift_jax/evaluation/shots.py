@@ -47,7 +47,7 @@ def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Mess
         )
     answers = [e.completion for e in pool]
     balance = all(e.choices for e in pool) and count >= len(set(answers))
-    keys = [f"{e.key} {e.origin}" for e in pool]
+    keys = [f"{e.key} {e.content}" for e in pool]  # not its file's path, which may change
     chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
     # Classes would come in their own order; exemplars in the order of their keys do not.
     return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))

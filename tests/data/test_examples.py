@@ -179,3 +179,55 @@ def test_real_instruction_sets_become_examples(chat, shared_data, source, option
         (encoded,) = encode_examples(chat, [example])
         last = chat.tokenizer.decode(encoded.ids[encoded.trained])
         assert last.endswith(example.completion + chat.end_of_turn)
+
+
+RENDERED = [
+    {"prompt": f"Is lamp {n} bright?" if n % 2 else f"Judge lamp {n}.", "completion": f"Yes, {n}.",
+     "template": "asks" if n % 2 else "judges"}
+    for n in range(12)
+]  # fmt: skip
+
+
+def test_a_column_names_the_templates_of_records_rendered_elsewhere(chat, tmp_path):
+    data = built(chat, tmp_path, RENDERED, template_column="template")
+    assert pipeline.card(data)["tasks"]["t"]["splits"]["train"]["templates"].keys() == {
+        "asks",
+        "judges",
+    }
+    for example in data.examples("train"):
+        asked = example.messages[0]["content"]
+        assert example.template == ("asks" if asked.startswith("Is") else "judges")
+    unnamed = built(chat, tmp_path, RENDERED)
+    assert {e.template for e in unnamed.examples("train")} == {"prompt_completion"}
+
+
+def test_solved_examples_are_of_the_template_that_the_column_names(chat, tmp_path):
+    data = built(chat, tmp_path, RENDERED, template_column="template", train_shots=(2,))
+    for example in data.examples("train"):
+        asked = [m["content"] for m in example.messages if m["role"] == "user"]
+        assert len(asked) == 3
+        assert len({text.split()[0] for text in asked}) == 1
+
+
+def test_a_record_that_names_no_template_is_rejected(chat, tmp_path):
+    records = [*RENDERED * 9, {"prompt": "a", "completion": "b", "template": None}]
+    [task] = built(chat, tmp_path, records, template_column="template").tasks
+    [rejected] = task.rejected
+    assert rejected.reason == "no_template"
+    assert "'template'" in rejected.detail
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"template_column": "templat"}, ["'templat'", "template_column", "'prompt'"]),
+        (
+            {"template_column": "template", "templates": "reviews", "format": "columns"},
+            ["t.template_column", "leave it out"],
+        ),
+    ],
+)
+def test_a_template_column_that_cannot_be_is_refused(chat, tmp_path, task, words):
+    with pytest.raises(InputError) as caught:
+        built(chat, tmp_path, RENDERED, **task)
+    assert all(word in str(caught.value) for word in words)

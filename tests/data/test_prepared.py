@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_pipeline import TEMPLATES, Folder, prompts, reviews
 
 from ift_jax.batch import Batch
-from ift_jax.data import collect, pipeline
+from ift_jax.data import collect, pipeline, prepared
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, MixtureConfig
 from ift_jax.data.loader import Batches
@@ -275,3 +275,23 @@ def test_splits_of_the_card_are_those_of_the_examples(config, chat):
             card = pipeline.card(data)["tasks"][task.config.name]["splits"][split]
             assert card["examples"] == len(task.splits[split])
             assert card["templates"] == dict(Counter(e.template for e in task.splits[split]))
+
+
+def test_a_batch_far_along_reads_as_many_rows_as_the_first(config, chat, tmp_path, monkeypatch):
+    prepare(config, chat, tmp_path / "set")
+    data = load_data(replace(config, prepared=str(tmp_path / "set")), chat)
+    rows = packed_rows(data, "train", 0).rows
+    source, read, asked = rows._source, [], []
+
+    class Counting:
+        def __getitem__(self, row):
+            read.append(row)
+            return source[row]
+
+    monkeypatch.setattr(rows, "_source", Counting())
+    monkeypatch.setattr(prepared, "permuted", lambda *a: asked.append(a) or permuted(*a))
+    for step in (0, 1, 1_000_000):
+        read.clear()
+        asked.clear()
+        _ = Batches(rows, 4, 0)[step]
+        assert len(read) == len(asked) == 4

@@ -216,6 +216,15 @@ def test_scores_do_not_depend_on_the_order_of_items(model, rated):
 # Exemplars
 
 
+def test_the_same_file_under_another_path_gives_the_same_exemplars(model, tmp_path_factory):
+    found = set()
+    for name in ("a", "b"):
+        place = Place(tmp_path_factory.mktemp(name), model.chat)
+        [task] = place.data("Rate").tasks
+        found.add(str(exemplars(task, "Rate", 5, 0)))
+    assert len(found) == 1
+
+
 def test_several_seeds_of_exemplars_are_averaged(model, rated):
     [task] = rated.tasks
     assert len({str(exemplars(task, "Rate", 2, seed)) for seed in (0, 1, 2)}) == 3
