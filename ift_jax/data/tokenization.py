@@ -159,8 +159,6 @@ class Tokenization:
     def _trained_in_word(self, word: str, begin: int, end: int) -> NDArray[np.bool_]:
         encoding = self.backend.encode(word, add_special_tokens=False)
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        # A span that goes on beyond the word has tokens at its edge that cover no character.
-        begin, end = begin or -1, end if end < len(word) else end + 1
         return (offsets[:, 1] > begin) & (offsets[:, 0] < end)
 
 
@@ -205,11 +203,8 @@ def _parting(tokenizer: Mapping[str, Any]) -> Callable[[str], list[str]] | None:
 
     def cut(text: str) -> list[str]:
         words: list[str] = []
-        for number, piece in enumerate(split(text) if split else [text]):
-            if number % 2:
-                words.append(piece)
-            else:
-                words += _WORDS(piece)
+        for piece in split(text) if split else [text]:
+            words += _WORDS(piece)
         return words or [text]
 
     return cut

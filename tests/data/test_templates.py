@@ -72,6 +72,13 @@ def test_answer_choices_are_bound_as_a_list(answer_choices, jinja, parts):
     assert Template("t", jinja, answer_choices).apply({"s": "x"}) == parts
 
 
+def test_a_template_that_changes_its_choices_changes_them_for_one_record():
+    jinja = "{% if answer_choices.append('c') %}{% endif %}{{ answer_choices | length }} ||| a"
+    template = Template("t", jinja, "a ||| b")
+    assert [template.apply({"n": n}) for n in range(3)] == [["3", "a"]] * 3
+    assert {r.answer_choices for r in template.render_batch([{}, {}])} == {("a", "b", "c")}
+
+
 @pytest.mark.parametrize(
     ("jinja", "record"),
     [

@@ -1,5 +1,6 @@
 """Texts tokenized word by word have the tokens and the marks of texts tokenized whole."""
 
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -37,9 +38,9 @@ properties = settings(derandomize=True, deadline=None, database=None, max_exampl
 
 def trained(backend: Tokenizer, trainer) -> Tokenizer:
     """The tokenizer with a vocabulary of merges that this repository's own text gives."""
-    source = Path(tokenization.__file__)
-    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-    backend.train_from_iterator([*lines * 3, " ".join(ATOMS), "\n".join(ATOMS * 5)], trainer)
+    paragraphs = Path(tokenization.__file__).read_text(encoding="utf-8").split("\n\n")
+    edges = ["".join(pair) for pair in itertools.product(ATOMS, repeat=2)]
+    backend.train_from_iterator([*paragraphs * 3, *edges * 2], trainer)
     backend.add_special_tokens(SPECIALS)
     return backend
 
