@@ -135,7 +135,7 @@ def _splits_table(card: Mapping[str, Any], of: str) -> Table:
     return Table(
         f"Splits{of}",
         [
-            "task and split", "examples", "tokens", "of them answers", "longest", "templates",
+            "task and split", "examples", "tokens", "of them trained", "longest", "templates",
             "answers",
         ],
         rows[:MAX_ROWS],
