@@ -67,8 +67,8 @@ class StudyConfig:
         task: the one that is to be learned; "" is the first of data.tasks.
         probes: the tasks that show what was forgotten; () is all others.
         runs: in an order in which each comes after what it goes on from. The first that goes on
-            from another and trains the study's task alone is what the others after the same
-            one are compared with.
+            from another, trains the study's task alone and is scored on everything is what
+            the others after the same one are compared with.
         seeds: each repeats all runs, as train.seed.
         keep_models: False deletes a run's parameters when it is scored, unless another run goes on
             from them. Optimizer states are deleted in any case.
