@@ -65,7 +65,7 @@ def test_logits_have_one_position_a_token(models, base, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_packed_segment_sees_the_virtual_tokens(models, method):
     """Packed rows, single rows, and rows whose common beginning stands beside give one gradient."""
-    model, examples = models[method], random_examples(12, prefix=6)
+    model, examples = models[method], random_examples(12, prefix=16)
     trained, frozen = separate(model.params)
 
     @jax.jit
@@ -74,9 +74,9 @@ def test_every_packed_segment_sees_the_virtual_tokens(models, method):
 
     none = jnp.zeros(0, jnp.int32)
     single = gradient(unpacked_batch(examples), none)
-    packed = gradient(packed_batch(examples, 64), none)
-    without = Batches(RowSource(examples, 48, seed=0, prefix=6), 8, 1)[0]
-    beside = gradient(without, jnp.asarray(examples.common_prefix()[:6]))
+    packed = gradient(packed_batch(examples, 80), none)
+    without = Batches(RowSource(examples, 48, seed=0, prefix=16), 8, 1)[0]
+    beside = gradient(without, jnp.asarray(examples.common_prefix()[:16]))
     for x, y, z in zip(*map(jax.tree.leaves, (single, packed, beside)), strict=True):
         scale = float(jnp.abs(x).max())
         np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-4 * scale)
