@@ -42,7 +42,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         if template_workers := sys.modules.get("ift_jax.data.template_sandbox"):
-            template_workers._close_at_exit()
+            template_workers.end_worker()
         os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
