@@ -136,7 +136,7 @@ def dense(weight: Array | Quantized, dtype: Any) -> Float[Array, "*inputs_output
     Example:
         >>> stored = quantize(np.array([[[-1.0], [0.25]]]), 1, "nf4", 2, "w")
         >>> layer = jax.tree.map(lambda x: jnp.asarray(x[0]), stored)
-        >>> dense(layer, "float32")[:, 0].round(4).tolist()
+        >>> [round(x, 4) for x in dense(layer, "float32")[:, 0].tolist()]
         [-1.0, 0.2461]
     """
     if not isinstance(weight, Quantized):

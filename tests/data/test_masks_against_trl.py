@@ -421,15 +421,14 @@ OPEN_ENDED = (
 
 
 def test_an_end_of_turn_outside_the_tags_is_trained(tokenizer_of, trl_prepared):
-    """TRL warns and leaves it out; of a last character of several tokens it takes the first."""
+    """TRL warns and leaves it out; with transformers before 5.24 also half of a last character."""
     tokenizer = tokenizer_of("Zephyr")
     tokenizer.chat_template = OPEN_ENDED.replace("END", "'</s>\n'")
     messages = chat_of("Hi.", "Hello!", "A sign?", "Here: \U00012345")
     [(ids, trained)] = trl_prepared(tokenizer, [rows_of(messages, "assistant")], "assistant")
     first, last = stretches(tokenizer, ids, trained)
     assert first == "Hello!"
-    assert last.startswith("Here: ")
-    assert last.endswith("\ufffd")
+    assert last in ("Here: \U00012345", "Here: \ufffd")
     assert stretches(tokenizer, *ours(tokenizer, messages)) == [
         "Hello!</s>", "Here: \U00012345</s>",
     ]  # fmt: skip
