@@ -47,6 +47,11 @@ def get_config():
     config.train.num_steps = 200
     config.train.batch_size = 2
     config.train.save_every = 50
+    # Of forty tasks, a look at each is enough.
+    config.train.eval_items = 10
+    config.train.eval_metrics = ("loss",)
+    config.train.num_samples = 0
     config.optimizer.peak_lr = 5e-5
     config.evaluation.max_items = 5
+    config.evaluation.shots = (0,)
     return config
