@@ -23,6 +23,7 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
+REASONING = "reasoning_content"  # the key under which chat templates look for it
 _MARK = "\u2063content\u2063"  # invisible separators: no template treats them as markup
 
 
@@ -30,11 +31,13 @@ class Turns(NamedTuple):
     """What one example says, and what of it is trained besides the answer.
 
     Attributes:
-        messages: the turns before the answer.
+        messages: the turns before the answer; an assistant's may hold its `REASONING`.
         completion: the answer.
         earlier: numbers of the turns in `messages` that are trained too.
         whole: every token is trained.
         plain: the completion is a text that goes into the model without a chat format.
+        reasoning: what the assistant thinks before it answers. It is trained as well where the
+            chat template prints it.
     """
 
     messages: tuple[Message, ...]
@@ -42,6 +45,18 @@ class Turns(NamedTuple):
     earlier: tuple[int, ...] = ()
     whole: bool = False
     plain: bool = False
+    reasoning: str = ""
+
+    @property
+    def answer(self) -> Message:
+        """The answer as a turn."""
+        turn = {"role": "assistant", "content": self.completion}
+        return {**turn, REASONING: self.reasoning} if self.reasoning else turn
+
+    def texts(self) -> list[str]:
+        """All that is said and thought, in its order."""
+        turns = (*self.messages, self.answer)
+        return [turn[key] for turn in turns for key in (REASONING, "content") if key in turn]
 
 
 class UnusableTurns(ValueError):
@@ -141,9 +156,10 @@ class Chat:
         try:
             prompt = self.prompt_text(turns.messages)
             spans = [self._span(prompt, turns.messages, number) for number in turns.earlier]
+            answer = self._written(prompt, turns.messages, turns.answer)
         except jinja2.TemplateError as error:
             raise UnusableTurns(f"the chat template refuses it: {one_line(error)}") from error
-        text = prompt + self._said(turns.completion)
+        text = prompt + answer
         if turns.whole:
             return Layout(text, ((0, len(text)),))
         return Layout(text, (*spans, (len(prompt), len(text))))
@@ -158,10 +174,34 @@ class Chat:
 
     def _span(self, text: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         before = self.prompt_text(messages[:number])
-        said = before + self._said(messages[number]["content"])
+        said = before + self._written(before, messages[:number], messages[number])
         if not text.startswith(said):
-            raise UnusableTurns(f"the chat template rewrites turn {number + 1}")
+            raise UnusableTurns(
+                f"the chat template rewrites turn {number + 1} once others follow; "
+                "train_turns='last' trains only the last one"
+            )
         return len(before), len(said)
+
+    def _written(self, prompt: str, before: Sequence[Message], turn: Message) -> str:
+        """What the assistant writes behind a prompt: its reasoning, if that is printed, and more.
+
+        Only the template knows how the one goes before the other.
+        """
+        plain = self._said(turn["content"])
+        if REASONING not in turn:
+            return plain
+        spoken = {key: text for key, text in turn.items() if key != REASONING}
+        text, without = (
+            self.tokenizer.apply_chat_template([*before, last], tokenize=False)
+            for last in (turn, spoken)
+        )
+        if text == without:
+            return plain
+        written, end, _ = text.removeprefix(prompt).rpartition(self.end_of_turn)
+        inside = all(turn[key].strip() in written for key in (REASONING, "content"))
+        if not (text.startswith(prompt) and inside):
+            raise UnusableTurns("the chat template prints reasoning that no prompt leads to")
+        return written + end
 
     def _said(self, content: str) -> str:
         """What the assistant writes behind a prompt."""

@@ -41,6 +41,7 @@ INDEX = np.dtype(
         ("label", "i4"),  # in Collected.labels
         ("own_split", "i1"),  # in OWN_SPLITS
         ("truncated", "?"),
+        ("leaves_out_reasoning", "?"),
     ]
 )
 OWN_SPLITS = ("", "validation", "test")  # "" is split by digest
@@ -232,10 +233,11 @@ def _index(
     places: dict[str, int] = {}
     own = OWN_SPLITS.index(split)
     rows = []
-    for example, tokens, truncated in fitted:
+    for one in fitted:
+        example = one.example
         rows.append(
             (
-                store.append(example, tokens),
+                store.append(example, one.tokens),
                 chunk << 32 | places.setdefault(example.origin, len(places)),
                 _halves(example.content),
                 _halves(example.exact),
@@ -243,7 +245,8 @@ def _index(
                 _halves(example.group),
                 label_codes.setdefault(example.label, len(label_codes)),
                 own,
-                truncated,
+                one.truncated,
+                one.leaves_out_reasoning,
             )
         )
     index[:] = rows
@@ -279,7 +282,9 @@ def _refuse_missing_columns(
         first = found.rejected[0][1] if found.rejected else None
         detail = f"; first: {first.origin}: {first.detail}" if first else ""
         raise InputError(f"task {task.name}: no record could be read{detail}")
-    asked = [(c, f"template {t.name!r}") for t in templates for c in sorted(t.columns)]
+    asked: list[tuple[str, str]] = []
+    if task.template_mode == "strict":  # promptsource prints nothing for a missing column
+        asked += [(c, f"template {t.name!r}") for t in templates for c in sorted(t.columns)]
     asked += [(c, "split_by") for c in task.split_by]
     asked += [(c, "group_by") for c in task.group_by]
     asked += [

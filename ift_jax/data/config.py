@@ -10,6 +10,7 @@ from ift_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 REPEATS = ("exact", "loose", "keep")
+TEMPLATE_MODES = ("strict", "compatible")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,10 @@ class TaskConfig:
             that names an example's template; "" takes the format for all. Scores are read and
             exemplars are chosen by it.
         template_choice: with several, "one" per record, drawn by seed, or "all".
+        template_mode: "strict" rejects records for which a template prints a None or reads a
+            column that the record lacks, and answers that are none of the choices. "compatible"
+            takes all of that as promptsource gives it, values cut to 2,048 characters included;
+            without exactly one prompt and one completion a record is rejected in both.
         split_by: columns whose text decides a record's split, so that equal text never
             stands in two; () takes the columns that the prompts read, those of inverted
             templates (original_task: false) left out.
@@ -83,6 +88,7 @@ class TaskConfig:
     template_names: tuple[str, ...] = ()
     template_column: str = ""
     template_choice: Literal["one", "all"] = "one"
+    template_mode: Literal["strict", "compatible"] = "strict"
     split_by: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
     validation_source: str | tuple[str, ...] = ""
@@ -113,6 +119,7 @@ class TaskConfig:
         for option, value, known in (
             ("format", self.format, ("", *FORMATS)),
             ("train_turns", self.train_turns, TRAIN_TURNS),
+            ("template_mode", self.template_mode, TEMPLATE_MODES),
             ("repeats", self.repeats, REPEATS),
         ):
             if value not in known:
@@ -120,6 +127,10 @@ class TaskConfig:
                     f"config.data.tasks: {self.name}.{option}: expected one of "
                     f"{', '.join(map(repr, known))}, got {value!r}"
                 )
+        if self.template_mode == "compatible" and not self.templates:
+            raise InputError(
+                f"config.data.tasks: {self.name}.template_mode: is for templates, and none are set"
+            )
         pairs = [tuple(pair.split("=")) for pair in self.rename]
         names = [name for pair in pairs for name in pair]
         if any(len(pair) != 2 for pair in pairs) or "" in names or len({*names}) < len(names):

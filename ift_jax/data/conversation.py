@@ -17,6 +17,7 @@ class Message:
         trained: Whether the model learns to write this turn, with its end-of-turn token.
         tool_calls: An assistant's calls, each {"name": str, "arguments": JSON value}.
         name: In a tool's turn, the tool's name where the record tells it.
+        reasoning: What an assistant thought before it said this; chat templates may print it.
     """
 
     role: str
@@ -24,6 +25,7 @@ class Message:
     trained: bool
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str = ""
+    reasoning: str = ""
 
     def text(self) -> str:
         """The content with the tool calls written into it, for templates that know no tools.

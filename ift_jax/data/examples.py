@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ift_jax.data.chat import Message, Turns
+from ift_jax.data.chat import REASONING, Message, Turns
 from ift_jax.data.config import TaskConfig
 from ift_jax.data.conversation import Conversation
 from ift_jax.data.formats import detect_format, to_conversations
 from ift_jax.data.leaks import Marks, mark_shown, record_marks, turn_marks
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.splits import content_key, split_key
-from ift_jax.data.templates import Rendered, Template, load_templates
+from ift_jax.data.templates import Rendered, Template, load_templates, read_templates
 from ift_jax.errors import InputError
 
 LIBRARY = Path(__file__).parent.parent / "templates"
@@ -67,8 +67,8 @@ class Example:
 
     def said(self) -> list[str]:
         """What the record says, without template, and all that the assistant says."""
-        answers = [m["content"] for m in self.messages if m["role"] == "assistant"]
-        return [self.text, *answers, self.completion]
+        answers = tuple(m for m in self.messages if m["role"] == "assistant")
+        return [self.text, *self.turns._replace(messages=answers).texts()]
 
     def with_messages(self, messages: tuple[Message, ...]) -> "Example":
         """The same with other turns before the answer."""
@@ -76,16 +76,42 @@ class Example:
 
 
 def load_task_templates(task: TaskConfig) -> list[Template]:
-    """The templates that a task names; none for a task of conversations."""
+    """The templates that a task names; none for a task of conversations.
+
+    Raises:
+        InputError: If there is no such template, or it cannot be used.
+    """
+    path = _template_file(task)
+    return _named(task, path, list(load_templates(path).values())) if path else []
+
+
+def templates_to_lint(task: TaskConfig) -> list[Template]:
+    """The same, also where they cannot be used: two of a name, or one that is not valid Jinja."""
+    path = _template_file(task)
+    return _named(task, path, read_templates(path)) if path else []
+
+
+def _named(task: TaskConfig, path: Path, found: list[Template]) -> list[Template]:
+    """Those of a file's templates that the task asks for, in its order."""
+    names = [template.name for template in found]
+    for name in task.template_names:
+        if name not in names:
+            where = f"config.data.tasks: {task.name}.templates"
+            raise InputError(f"{where}: {path} has no template {name!r}; it has {names}")
+    wanted = task.template_names or dict.fromkeys(names)
+    return [template for name in wanted for template in found if template.name == name]
+
+
+def _template_file(task: TaskConfig) -> Path | None:
     where = f"config.data.tasks: {task.name}.templates"
     if task.format not in ("", "columns"):
         if task.templates:
             raise InputError(f"{where}: records of format {task.format!r} take no templates")
-        return []
+        return None
     if not task.templates:
         if task.format:
             raise InputError(f"{where}: labelled columns need templates; name a file")
-        return []
+        return None
     path = Path(task.templates)
     if task.template_column:
         raise InputError(
@@ -94,11 +120,7 @@ def load_task_templates(task: TaskConfig) -> list[Template]:
         )
     if not path.suffix and (LIBRARY / f"{task.templates}.yaml").exists():
         path = LIBRARY / f"{task.templates}.yaml"
-    found = load_templates(path)
-    missing = [name for name in task.template_names if name not in found]
-    if missing:
-        raise InputError(f"{where}: {path} has no template {missing[0]!r}; it has {list(found)}")
-    return [found[name] for name in task.template_names or found]
+    return path
 
 
 def from_templates(
@@ -131,13 +153,17 @@ def from_templates(
         shown = _texts(record.fields, all_columns)
         marks[record.origin] = record_marks(asked, shown, record.fields)
     for template, numbers in zip(templates, chosen, strict=True):
-        outcomes = template.render_batch([records[n].fields for n in numbers], max_chars)
+        outcomes = template.render_batch(
+            [records[n].fields for n in numbers],
+            max_chars,
+            compatible=task.template_mode == "compatible",
+        )
         for number, outcome in zip(numbers, outcomes, strict=True):
             record = records[number]
             if not isinstance(outcome, Rendered):
                 rejected.append(Rejected(record.origin, outcome.reason, str(outcome)))
                 continue
-            if outcome.answer_choices is None:
+            if outcome.completion not in (outcome.answer_choices or ()):
                 mark_shown(marks[record.origin], outcome.completion)
             results[number].append(
                 Example(
@@ -182,7 +208,7 @@ def _exact(texts: list[str]) -> str:
 def _group(task: TaskConfig, record: Record, key: str) -> str:
     """What decides the split; a record without a value belongs to no group but its own."""
     values = [record.fields.get(column) for column in task.group_by]
-    if all(value is None or value == "" for value in values):
+    if all(value is None or value == "" or value != value for value in values):  # NaN is not NaN
         return key
     return split_key(*map(str, values))
 
@@ -244,7 +270,7 @@ def from_conversations(
             # A file of Super-NaturalInstructions is one record with many examples.
             origin = f"{record.origin}#{number}" if fmt == "superni" else record.origin
             turns = _turns(outcome, whole=task.train_turns == "all_text")
-            said = [*(m["content"] for m in turns.messages), turns.completion]
+            said = turns.texts()
             to_assistant = [m["content"] for m in turns.messages if m["role"] != "assistant"]
             asked = _texts(record.fields, task.split_by) or to_assistant or said[-1:]
             key = split_key(*asked)
@@ -272,7 +298,10 @@ def from_conversations(
 def _turns(conversation: Conversation, *, whole: bool) -> Turns:
     if conversation.plain:
         return Turns((), conversation.messages[0].text(), plain=True)
-    messages = [{"role": m.role, "content": m.text()} for m in conversation.messages]
+    messages = [
+        {"role": m.role, "content": m.text()} | ({REASONING: m.reasoning} if m.reasoning else {})
+        for m in conversation.messages
+    ]
     trained = [i for i, m in enumerate(conversation.messages) if m.trained]
     last = trained[-1]
     if conversation.tools:
@@ -286,4 +315,8 @@ def _turns(conversation: Conversation, *, whole: bool) -> Turns:
             trained = [i + 1 for i in trained]
             last += 1
     earlier = () if whole else tuple(trained[:-1])
-    return Turns(tuple(messages[:last]), messages[last]["content"], earlier, whole)
+    answer = messages[last]
+    return Turns(
+        tuple(messages[:last]), answer["content"], earlier, whole,
+        reasoning=answer.get(REASONING, ""),
+    )  # fmt: skip

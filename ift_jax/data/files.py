@@ -1,7 +1,8 @@
 """Opens plain and compressed files, and splits them into decoded lines; replaces small ones.
 
 Lines end at `\\n` only, with an optional `\\r` before it. `str.splitlines` and text mode would
-also split at U+0085, U+2028 or a lone `\\r`, all of which stand inside real texts.
+also split at U+0085, U+2028 or a lone `\\r`, all of which stand inside real texts. But a file
+without any `\\n` ends its lines with a `\\r`, as some spreadsheets for the Macintosh write it.
 """
 
 import bz2
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, AnyStr, BinaryIO, cast
 
 from ift_jax.data.records import Rejected
 from ift_jax.errors import InputError
@@ -172,16 +173,25 @@ def read_lines(path: str, encoding: str) -> Iterator[tuple[int, str] | Rejected]
         # UTF-16, UTF-32, EBCDIC: a line's bytes cannot be cut out before they are decoded.
         try:
             with io.TextIOWrapper(file, encoding, newline="\n") as lines:
-                for number, text in enumerate(lines, 1):
+                for number, text in enumerate(_apart(lines, "\n", "\r"), 1):
                     yield number, text.removesuffix("\n")
         except UnicodeError as error:
             raise InputError(f"{path}: is not {encoding} ({error}); name its encoding") from None
 
 
+def _apart(lines: Iterator[AnyStr], newline: AnyStr, old: AnyStr) -> Iterator[AnyStr]:
+    """The lines; where no `newline` ends the first, and so any, what stands between `old` ones."""
+    first = next(lines, None)
+    if first is None:
+        return
+    yield from [first] if first.endswith(newline) else first.removesuffix(old).split(old)
+    yield from lines
+
+
 def _decoded_lines(
     path: str, file: BinaryIO, encoding: str
 ) -> Iterator[tuple[int, str] | Rejected]:
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_apart(file, b"\n", b"\r"), 1):
         try:
             text = line.decode(encoding)
         except UnicodeDecodeError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ift_jax.data.chat import Chat, UnusableTurns
+from ift_jax.data.chat import REASONING, Chat, UnusableTurns
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.records import Rejected
@@ -22,6 +22,12 @@ class Fitted(NamedTuple):
     tokens: Encoded
     truncated: bool = False
 
+    @property
+    def leaves_out_reasoning(self) -> bool:
+        """Whether the chat template does not print all the reasoning that the record has."""
+        turns = (*self.example.messages, self.example.turns.answer)
+        return any(turn.get(REASONING, "").strip() not in self.tokens.text for turn in turns)
+
 
 def encode_examples(chat: Chat, examples: Iterable[Example]) -> list[Encoded]:
     """Token ids of examples and what of them is trained."""
@@ -37,14 +43,15 @@ def fit_examples(
     text or characters that the tokenizer lacks, and those that the chat template refuses.
 
     Raises:
-        InputError: for a long example, if `on_too_long` says so.
+        InputError: for a long example, if `on_too_long` says so; and if the tokenizer does not
+            end an example with a trained end-of-turn token.
     """
     fitted: list[Fitted] = []
     batch, num_characters = [], 0
     for example in examples:
         if kept := _not_hopeless(example, config, chat, rejected):
             batch.append(kept)
-            num_characters += sum(map(len, _texts(kept.example)))
+            num_characters += sum(map(len, kept.example.turns.texts()))
         if num_characters > _BATCH_CHARACTERS:
             fitted += _fit_batch(batch, config, chat, rejected)
             batch, num_characters = [], 0
@@ -56,10 +63,6 @@ class _Candidate(NamedTuple):
     truncated: bool
 
 
-def _texts(example: Example) -> list[str]:
-    return [*(m["content"] for m in example.messages), example.completion]
-
-
 def _not_hopeless(
     example: Example, config: DataConfig, chat: Chat, rejected: list[Rejected]
 ) -> _Candidate | None:
@@ -69,7 +72,7 @@ def _not_hopeless(
     most: a text of millions is not worth tokenizing.
     """
     most = chat.most_characters(config.max_length)
-    length = sum(map(len, _texts(example)))
+    length = sum(len(turn["content"]) for turn in (*example.messages, example.turns.answer))
     if length <= most:
         return _Candidate(example, False)
     detail = f"{length} characters, more than max_length={config.max_length} tokens can hold"
@@ -95,7 +98,7 @@ def _fit_batch(
     clean, layouts = [], []
     for candidate in batch:
         example = candidate.example
-        if token := chat.special_token_in(*_texts(example)):
+        if token := chat.special_token_in(*example.turns.texts()):
             detail = f"the text holds the special token {token!r}"
             rejected.append(Rejected(example.origin, "special_token", detail))
             continue
@@ -113,6 +116,12 @@ def _fit_batch(
     some_missing = chat.missing_character("".join(layout.text for layout in layouts))
     fitted = []
     for (example, truncated), tokens in zip(clean, encoded, strict=True):
+        if tokens.ids[-1:].tolist() != [chat.end_of_turn_id] or not tokens.trained[-1]:
+            raise InputError(
+                f"{example.origin}: the tokenizer does not give {chat.end_of_turn!r} behind the "
+                f"answer the token {chat.end_of_turn_id}, so that nothing would teach the model to "
+                "stop; see the tokenizer's special tokens"
+            )
         if some_missing and (missing := chat.missing_character(tokens.text)):
             detail = f"the tokenizer has no token for {missing!r} and would drop it"
             rejected.append(Rejected(example.origin, "no_token", detail))

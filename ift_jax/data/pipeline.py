@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ift_jax.data.chat import Chat
 from ift_jax.data.collect import Collected, collect, read_task, sourced_tasks
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
-from ift_jax.data.examples import Example, load_task_templates
+from ift_jax.data.examples import Example, templates_to_lint
 from ift_jax.data.loader import Rows
 from ift_jax.data.mixture import MixtureConfig, Slots, epoch_counts, make_slots
 from ift_jax.data.packing import Tokens
@@ -36,6 +36,8 @@ class TaskData:
 
     Attributes:
         removed: why -> how many records were removed.
+        num_truncated: examples whose prompt was cut.
+        num_without_reasoning: examples with reasoning that the chat template does not print.
         missing_shots: of the training examples that drew shots, how many lack how many.
     """
 
@@ -45,6 +47,7 @@ class TaskData:
     num_records: int = 0
     removed: Mapping[str, int] = field(default_factory=dict)
     num_truncated: int = 0
+    num_without_reasoning: int = 0
     missing_shots: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -180,6 +183,7 @@ def assemble(
                 found.num_records,
                 kept.removed,
                 int(found.index["truncated"].sum()),
+                int(found.index["leaves_out_reasoning"].sum()),
                 missing,
             )
         )
@@ -187,18 +191,19 @@ def assemble(
 
 
 def lint_tasks(config: DataConfig) -> list[str]:
-    """What is doubtful about each task's templates, judged with its first records.
+    """What is doubtful or wrong about each task's templates, judged with its first records.
 
     Raises:
-        InputError: as `build`.
+        InputError: for sources and template files that cannot be read.
     """
     findings = []
     for task, source in sourced_tasks(config):
         rows = islice(read_task(task, source, task.split), LINT_RECORDS)
         records = [row.fields for row in rows if isinstance(row, Record)]
         columns = sorted({name for fields in records for name in fields})
-        templates = {template.name: template for template in load_task_templates(task)}
-        findings += lint(templates, columns, records)
+        compatible = task.template_mode == "compatible"
+        templates = {template.key: template for template in templates_to_lint(task)}
+        findings += lint(templates, columns, records, compatible=compatible)
     return findings
 
 
@@ -256,6 +261,7 @@ def _task_card(task: TaskData) -> dict[str, Any]:
         "rejected": dict(Counter(r.reason for r in task.rejected)),
         **task.removed,
         "truncated": task.num_truncated,
+        "reasoning_left_out": task.num_without_reasoning,
         "missing_shots": {str(lack): count for lack, count in task.missing_shots.items()},
         "splits": {name: _split_card(task.splits[name]) for name in SPLITS},
     }

@@ -12,10 +12,11 @@ from ift_jax.data.tokenization import Encoded
 
 EXAMPLES_A_TASK = 2  # in the file of a run
 
-_REMOVED = {
+_OTHERS = {
     "near_duplicates": "near-duplicates",
     "in_other_split": "with text of another split",
     "contaminated": "with text of an evaluation set",
+    "reasoning_left_out": "with reasoning that the chat template does not print",
 }
 _COLOUR, _PLAIN = "\033[1;32m", "\033[0m"
 
@@ -26,12 +27,12 @@ def card_text(card: Mapping[str, Any]) -> str:
     for name, task in card["tasks"].items():
         rejected = sum(task["rejected"].values())
         reasons = ", ".join(f"{reason} {count}" for reason, count in task["rejected"].items())
-        removed = [f"{task[reason]} {words}" for reason, words in _REMOVED.items() if task[reason]]
+        others = [f"{task[reason]} {words}" for reason, words in _OTHERS.items() if task[reason]]
         lines.append(
             f"task {name}: {task['records']} records, {rejected} rejected"
             + (f" ({reasons})" if reasons else "")
             + f", {task['duplicates']} duplicates, {task['truncated']} truncated"
-            + "".join(f", {text}" for text in removed)
+            + "".join(f", {text}" for text in others)
         )
         for split, s in task["splits"].items():
             answers = ", ".join(f"{answer}: {count}" for answer, count in s["answers"].items())

@@ -20,11 +20,7 @@ _CHUNK = 2048  # prompts that are tokenized at a time
 
 def solved(examples: Sequence[Example]) -> tuple[Message, ...]:
     """Examples with their answers, as turns of a chat; without shots of their own."""
-    return tuple(
-        turn
-        for e in examples
-        for turn in (*e.messages[e.own_turns :], {"role": "assistant", "content": e.completion})
-    )
+    return tuple(turn for e in examples for turn in (*e.messages[e.own_turns :], e.turns.answer))
 
 
 def exemplar_pool(train: Chosen, template: str) -> Chosen:

@@ -93,13 +93,12 @@ class Store:
         """Adds an example; returns its number."""
         ids, trained = tokens.ids, tokens.trained
         num_trained = int(np.count_nonzero(trained))
-        said = "\0".join((*(m["content"] for m in example.messages), example.completion))
         self.numbers.append(
             len(ids),
             num_trained - int(trained[:1].sum()),
             num_trained,
             _digest(example.origin),
-            _digest(said),
+            _digest("\0".join(example.turns.texts())),
             self.template_names.code(example.template),
             1 + self.answer_names.code(example.completion) if example.choices else 0,
             example.shots,

@@ -31,7 +31,7 @@ class Rendered:
 
     prompt: str
     completion: str
-    answer_choices: tuple[str, ...] | None  # if there are some, the completion is one of them
+    answer_choices: tuple[str, ...] | None  # strictly rendered, they hold the completion
 
 
 class TemplateRejection(ValueError):
@@ -112,13 +112,16 @@ class Template:
         return result
 
     def render_batch(
-        self, records: Iterable[Mapping[str, Any]], max_chars: int = 0
+        self, records: Iterable[Mapping[str, Any]], max_chars: int = 0, *, compatible: bool = False
     ) -> list[Rendered | TemplateRejection]:
         """`render` for many records; a rejection stands where `render` would have raised it.
 
         After three records in a row that ran out of time, those that follow are rejected untried.
 
         Args:
+            compatible: takes what `apply` gives wherever that is a prompt and a completion, so
+                a missing column prints nothing, a None prints "None", long values are cut, and
+                the completion may be none of the choices.
             max_chars: a prompt or completion that is longer loses its middle, so that it is
                 just longer still, and choices that are longer by far are a rejection:
                 memory is bounded whatever a template prints. 0 keeps all.
@@ -127,8 +130,8 @@ class Template:
         def shorten(reply: Success) -> Reply:
             return _shortened(reply, max_chars) if max_chars else reply
 
-        replies = self._replies(list(records), strict=True, shorten=shorten)
-        return [self._judge(reply) for reply in replies]
+        replies = self._replies(list(records), strict=not compatible, shorten=shorten)
+        return [self._judge(reply, strict=not compatible) for reply in replies]
 
     @cached_property
     def columns(self) -> frozenset[str]:
@@ -164,7 +167,7 @@ class Template:
     def _rejection(self, reason: str, message: str) -> TemplateRejection:
         return TemplateRejection(reason, f"{self.where}: {message}")
 
-    def _judge(self, reply: Reply) -> Rendered | TemplateRejection:
+    def _judge(self, reply: Reply, *, strict: bool) -> Rendered | TemplateRejection:
         if isinstance(reply, Failure):
             return self._rejection(reply.reason, reply.message)
         match reply.parts:
@@ -180,7 +183,7 @@ class Template:
                 choices = reply.answer_choices
                 if choices is None:
                     return Rendered(prompt, target, None)
-                if target in choices:
+                if target in choices or not strict:
                     return Rendered(prompt, target, tuple(choices))
                 listed = ", ".join(repr(choice) for choice in choices)
                 message = f"the target {target[:80]!r} is none of the choices {listed[:300]}"
@@ -207,14 +210,22 @@ def load_templates(path: str | PathLike[str]) -> dict[str, Template]:
             a template is not valid Jinja. Doubtful but working templates are for `lint`.
     """
     templates: dict[str, Template] = {}
-    for key, fields in read_template_file(path).items():
-        template = _template(str(path), key, fields)
+    for template in read_templates(path):
         if template.name in templates:
             first = templates[template.name].line
             raise InputError(f"{template.where}: line {first} has one of this name: rename one")
         _ = template.columns  # parses it
         templates[template.name] = template
     return templates
+
+
+def read_templates(path: str | PathLike[str]) -> list[Template]:
+    """All templates of a promptsource YAML file, also those that `load_templates` refuses.
+
+    Raises:
+        InputError: If the file is missing or is not such a file.
+    """
+    return [_template(str(path), key, fields) for key, fields in read_template_file(path).items()]
 
 
 def _template(file: str, key: str, fields: TemplateFields) -> Template:
@@ -257,16 +268,19 @@ def lint(
     templates: Mapping[str, Template],
     columns: Collection[str] | None = None,
     records: Sequence[Mapping[str, Any]] = (),
+    *,
+    compatible: bool = False,
 ) -> list[str]:
-    """What is doubtful about templates, a line each: file, line, template, problem.
+    """What is doubtful or wrong about templates, a line each: file, line, template, problem.
 
     Args:
-        templates: As `load_templates` gives them, or several such dicts merged.
+        templates: By names or keys that tell them apart.
         columns: Those of the data set; without them, unknown columns are not looked for.
         records: Samples of the data set. With them, templates are also judged by what they
             render: which records are rejected, whether the target can be read in the prompt
             (as it rightly can where answers are quoted from a passage), which choices never
             come up.
+        compatible: How the samples are rendered, see `Template.render_batch`.
 
     Example:
         >>> doubtful = Template(name="Headline", jinja="{{ body }} {{ title }} ||| {{ title }}")
@@ -279,14 +293,20 @@ def lint(
     findings = []
     first_with: dict[tuple[str, str, str], Template] = {}
     for template in templates.values():
+        try:
+            _ = template.columns
+        except InputError as error:
+            findings.append(str(error))
+            continue
         problems = [
             *_problems_of_form(template, columns),
-            *_problems_of_samples(template, records),
+            *_problems_of_samples(template, records, compatible),
         ]
         for kind, text in (("name", template.name), ("text", template.jinja.strip())):
             first = first_with.setdefault((template.file, kind, text), template)
             if first is not template:
-                problems.append(f"the same {kind} as template {first.name!r}")
+                line = f" of line {first.line}" if first.line else ""
+                problems.append(f"the same {kind} as template {first.name!r}{line}")
         findings += [f"{template.where}: {problem}" for problem in problems]
     return findings
 
@@ -313,9 +333,11 @@ def _problems_of_form(template: Template, columns: Collection[str] | None) -> It
         yield f"the target is {', '.join(sorted(target))}, which the prompt prints"
 
 
-def _problems_of_samples(template: Template, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _problems_of_samples(
+    template: Template, records: Sequence[Mapping[str, Any]], compatible: bool
+) -> Iterator[str]:
     """What rendering some records shows."""
-    results = template.render_batch(records)
+    results = template.render_batch(records, compatible=compatible)
     examples = [result for result in results if isinstance(result, Rendered)]
     rejections = [result for result in results if isinstance(result, TemplateRejection)]
     if rejections:

@@ -15,6 +15,8 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
+# What is thought before it is spoken, by the names that servers and data sets give it.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _SPEAKERS = {
     "system": "system",
     "human": "user",
@@ -32,10 +34,11 @@ _SPEAKERS = {
 
 
 def openai_turns(turns: Any, field: str) -> list[Message]:
-    """Messages of {role, content, tool_calls, weight}; assistant turns are marked trained.
+    """Messages of {role, content, reasoning_content, tool_calls, weight}; assistants' are trained.
 
     `weight: 0` on an assistant turn means what it means in OpenAI's fine-tuning files: read,
-    not trained. The developer role is the system role under its newer name.
+    not trained. The developer role is the system role under its newer name. `reasoning` and
+    `thinking` are other names of `reasoning_content`.
     """
     return [
         _openai_turn(turn, f"{field}.{number}")
@@ -57,7 +60,20 @@ def _openai_turn(turn: Mapping[str, Any], place: str) -> Message:
         raise Unusable("wrong_shape", f"{place}: weight is {weight!r}, and may be 0 or 1")
     name = turn.get("name") if role == "tool" else ""
     trained = role == "assistant" and weight != 0
-    return _checked(Message(role, content, trained, tool_calls, str(name or "")), place)
+    reasoning = _reasoning(turn, role, place)
+    message = Message(role, content, trained, tool_calls, str(name or ""), reasoning)
+    return _checked(message, place)
+
+
+def _reasoning(turn: Mapping[str, Any], role: str, place: str) -> str:
+    for name in _REASONING:
+        if text := turn.get(name):
+            if not isinstance(text, str):
+                raise Unusable("wrong_shape", f"{place}: {name} is {kind_of(text)}, not text")
+            if role != "assistant":
+                raise Unusable("wrong_shape", f"{place}: {name} is an assistant's, not a {role}'s")
+            return text
+    return ""
 
 
 def sharegpt_turns(turns: Any, field: str) -> list[Message]:

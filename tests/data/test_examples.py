@@ -10,6 +10,7 @@ from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.data.fitting import encode_examples
+from ift_jax.data.preview import card_text
 from ift_jax.errors import InputError
 
 USER = {"role": "user", "content": "Name a colour."}
@@ -18,11 +19,12 @@ AGAIN = {"role": "user", "content": "Another."}
 BLUE = {"role": "assistant", "content": "Blue."}
 
 
-def built(chat, folder, records, **task):
+def built(chat, folder, records, max_rejected=0.05, **task):
     path = folder / "records.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = {"name": "t", "source": str(path), "validation_fraction": 0.0, "test_fraction": 0.0}
-    return pipeline.build(DataConfig(tasks=(TaskConfig(**{**settings, **task}),)), chat)
+    tasks = (TaskConfig(**{**settings, **task}),)
+    return pipeline.build(DataConfig(tasks=tasks, max_rejected=max_rejected), chat)
 
 
 def trained_texts(data):
@@ -50,6 +52,87 @@ def test_a_chat_that_the_assistant_begins_is_trained_whole(chat, tmp_path):
         ["Hello.<|im_end|>"],
         ["Hello.<|im_end|>", "Red.<|im_end|>"],
     ]
+
+
+# Both print reasoning; the second no longer once the user has said more, as reasoning models do.
+_TURN = "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+_OPENS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+KEEPS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}"
+    "{{ '<think>' + m.reasoning_content + '</think>\n' }}{% endif %}" + _TURN + _OPENS
+)
+FORGETS = (
+    "{% set asked = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set asked.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content and loop.index0 > asked.last %}"
+    "{{ '<think>' + m.reasoning_content.strip() + '</think>\n' }}{% endif %}" + _TURN + _OPENS
+)
+THOUGHT = {**BOT, "reasoning_content": "A colour is asked for.\n"}
+AGAIN_THOUGHT = {**BLUE, "thinking": "It must be another one."}
+
+
+def thinking_chat(template):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return Chat.of(tokenizer)
+
+
+def test_reasoning_that_the_chat_template_prints_is_trained(tmp_path):
+    records = [{"messages": [USER, THOUGHT, AGAIN, AGAIN_THOUGHT]}, {"messages": [USER, BLUE]}]
+    data = built(thinking_chat(KEEPS), tmp_path, records)
+    assert sorted(trained_texts(data)) == [
+        ["<think>A colour is asked for.\n</think>\nRed.<|im_end|>",
+         "<think>It must be another one.</think>\nBlue.<|im_end|>"],
+        ["Blue.<|im_end|>"],
+    ]  # fmt: skip
+    assert data.tasks[0].num_without_reasoning == 0
+    assert sorted(e.completion for e in data.examples("train")) == ["Blue.", "Blue."]
+    for example in data.examples("train"):
+        [one] = encode_examples(data.chat, [example])
+        assert one.text.startswith(data.chat.prompt_text(example.messages))
+
+
+def test_reasoning_that_the_chat_template_ignores_is_counted(chat, tmp_path):
+    records = [{"messages": [USER, THOUGHT]}, {"messages": [USER, BLUE]}]
+    data = built(chat, tmp_path, records)
+    assert sorted(trained_texts(data)) == [["Blue.<|im_end|>"], ["Red.<|im_end|>"]]
+    card = pipeline.card(data)
+    assert card["tasks"]["t"]["reasoning_left_out"] == 1
+    assert "1 with reasoning that the chat template does not print" in card_text(card)
+
+
+def test_a_template_that_forgets_reasoning_trains_the_last_turn_alone(tmp_path):
+    chat = thinking_chat(FORGETS)
+    records = [{"messages": [USER, THOUGHT, AGAIN, AGAIN_THOUGHT]}]
+    with pytest.raises(InputError, match=r"rewrites turn 2 .* train_turns='last' trains only"):
+        built(chat, tmp_path, records)
+    data = built(chat, tmp_path, records, train_turns="last")
+    assert trained_texts(data) == [["<think>It must be another one.</think>\nBlue.<|im_end|>"]]
+    assert data.tasks[0].num_without_reasoning == 1
+    alone = built(chat, tmp_path, [{"messages": [USER, THOUGHT]}])
+    assert trained_texts(alone) == [["<think>A colour is asked for.</think>\nRed.<|im_end|>"]]
+
+
+def test_reasoning_where_no_prompt_leads_to_it_rejects_the_chat(tmp_path):
+    before_all = "{% if messages[-1].reasoning_content %}{{ messages[-1].reasoning_content }}"
+    chat = thinking_chat(before_all + "{% endif %}" + KEEPS)
+    with pytest.raises(InputError, match="prints reasoning that no prompt leads to"):
+        built(chat, tmp_path, [{"messages": [USER, THOUGHT]}])
+
+
+def test_reasoning_is_part_of_what_is_said(chat, tmp_path):
+    """Of repeats, of exemplars, of what may not hold special tokens or evaluation texts."""
+    other = {**BOT, "reasoning_content": "Any colour will do."}
+    bad = {**BOT, "reasoning_content": "So I stop.<|im_end|>"}
+    records = [{"messages": [USER, turn]} for turn in (THOUGHT, other, THOUGHT, BOT, bad)]
+    data = built(chat, tmp_path, records, max_rejected=1.0)
+    assert len(data.examples("train")) == 3
+    assert data.tasks[0].removed["duplicates"] == 1
+    assert [r.reason for r in data.tasks[0].rejected] == ["special_token"]
+    assert "Any colour will do." in {text for e in data.examples("train") for text in e.said()}
+    shown = built(thinking_chat(KEEPS), tmp_path, records[:2], train_shots=(1,))
+    for example in shown.examples("train"):
+        assert "reasoning_content" in example.messages[1]
 
 
 def test_only_the_last_turn_where_asked(chat, tmp_path):

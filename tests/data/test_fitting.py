@@ -1,6 +1,7 @@
 """What is cut from a chat that is too long: what it was asked, never what it said."""
 
 import pytest
+from conftest import make_tokenizer
 from test_chat import bpe_tokenizer
 
 from ift_jax.data.chat import Chat, Turns
@@ -47,6 +48,15 @@ def test_an_earlier_answer_just_before_the_last_one_is_left_whole(chat, role):
     assert asked.endswith(" word99")
     trained = chat.tokenizer.decode(one.tokens.ids[one.tokens.trained].tolist())
     assert trained == f"{call}<|im_end|>Done.<|im_end|>"
+
+
+def test_a_tokenizer_that_does_not_end_turns_is_refused():
+    chat = Chat.of(make_tokenizer())
+    turns = Turns((turn("user", "Name a colour."),), "Red.")
+    assert len(fitted(chat, turns, 100)[0]) == 1
+    chat.tokenizer.backend_tokenizer.encode_special_tokens = True  # takes "<|im_end|>" as text
+    with pytest.raises(InputError, match=r"jsonl:1: the tokenizer does not give '<\|im_end"):
+        fitted(chat, turns, 100)
 
 
 def test_the_longest_turn_is_cut_first(chat):

@@ -193,13 +193,19 @@ class TestMessages:
         assert conversation.messages[1].tool_calls == ({"name": "add", "arguments": {}},)
         assert conversation.references == (conversation.messages[1].text(),)
 
+    @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+    def test_reasoning_goes_by_several_names(self, name):
+        conversation = converted({"messages": [USER, {**BOT, name: "A greeting."}]})
+        assert [m.reasoning for m in conversation.messages] == ["", "A greeting."]
+        assert conversation.references == ("hello",)
+
     def test_text_parts_are_joined(self):
         parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
         conversation = converted({"messages": [{"role": "user", "content": parts}, BOT]})
         assert conversation.messages[0].content == "ab"
 
     def test_columns_that_parquet_fills_with_nulls_are_absent(self):
-        nulls = {"tool_calls": None, "weight": None, "name": None}
+        nulls = {"tool_calls": None, "weight": None, "name": None, "reasoning_content": None}
         conversation = converted({"messages": [USER | nulls, BOT | nulls], "tools": None})
         assert turns(conversation) == [("user", "hi", False), ("assistant", "hello", True)]
 
@@ -221,6 +227,8 @@ class TestMessages:
                 "unsupported_content",
                 "messages.1: a part of type 'image_url', not text",
             ),
+            ([USER, {**BOT, "thinking": ["x"]}], "wrong_shape", "thinking is a list, not text"),
+            ([{**USER, "reasoning": "x"}, BOT], "wrong_shape", "an assistant's, not a user's"),
             ([{**USER, "tool_calls": [{}]}, BOT], "broken_tool_call", "an assistant's list"),
             ([USER, {**BOT, "tool_calls": [{}]}], "broken_tool_call", "a tool call without a name"),
             (

@@ -11,7 +11,9 @@ import pytest
 from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
+from ift_jax.data.examples import load_task_templates
 from ift_jax.data.mixture import MixtureConfig
+from ift_jax.data.prepared import set_key
 from ift_jax.errors import InputError
 
 TEMPLATES = """
@@ -71,6 +73,9 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path, chat):
     return Folder(tmp_path, chat)
+
+
+ALL_TRAIN = {"validation_fraction": 0.0, "test_fraction": 0.0}
 
 
 def prompts(data, split):
@@ -534,6 +539,8 @@ def test_settings_of_the_data_are_checked(options, says):
     ("options", "says"),
     [
         ({"template_choice": "two"}, "a.template_choice: expected one or all"),
+        ({"template_mode": "loose"}, "a.template_mode: expected one of 'strict', 'compatible'"),
+        ({"template_mode": "compatible"}, "a.template_mode: is for templates, and none are set"),
         ({"test_size": -1}, "a.test_size is negative"),
         ({"test_fraction": -0.1}, "a: validation_fraction and test_fraction must not"),
         ({"test_fraction": 0.95}, "a: validation_fraction and test_fraction must not"),
@@ -542,6 +549,72 @@ def test_settings_of_the_data_are_checked(options, says):
 def test_settings_of_a_task_are_checked(options, says):
     with pytest.raises(InputError, match=says):
         TaskConfig(name="a", **options)
+
+
+ODDITIES = """templates:
+  a: !Template
+    name: Odd
+    jinja: "{{ text }} by {{ author }}{{ gone }} ||| {{ stars }}{{ more }}"
+    answer_choices: 1 ||| 2
+"""
+
+
+def test_compatible_templates_give_what_promptsource_gives(folder):
+    (folder.path / "odd.yaml").write_text(ODDITIES)
+    base = {"text": "It works.", "author": "Ann", "stars": 1, "more": ""}
+    odd = {
+        "printed_none": {**base, "author": None},
+        "undefined_column": {name: base[name] for name in ("text", "stars", "more")},
+        "target_not_in_choices": {**base, "stars": 3},
+        "long": {**base, "text": "x" * 3000},
+        "three_parts": {**base, "more": ["|||"]},
+        "empty_target": {**base, "stars": ""},
+    }
+    records = [base, *odd.values()]
+    task = {
+        "templates": str(folder.path / "odd.yaml"), "template_names": (), **ALL_TRAIN,
+    }  # fmt: skip
+    settings = {"max_length": 8000, "max_rejected": 1.0}
+    (template,) = load_task_templates(folder.config(records, task=task).tasks[0])
+
+    said = folder.refusal(records, task=task, **settings)
+    assert "no column 'gone'" in said  # of any record
+    records.append({**base, "gone": ""})
+    strict = folder.build(records, task=task, **settings)
+    assert Counter(r.reason for r in strict.tasks[0].rejected) == {
+        "undefined_column": 6, "printed_none": 1,
+    }  # fmt: skip
+
+    loose = {**task, "template_mode": "compatible"}
+    data = folder.build(records, task=loose, **settings)
+    assert {r.reason: r.origin[-2:] for r in data.tasks[0].rejected} == {
+        "three_parts": ":6", "empty_target": ":7",
+    }  # fmt: skip
+    made = {(e.messages[0]["content"], e.completion): e for e in data.examples("train")}
+    wanted = [template.apply(r) for r in records]
+    assert set(made) == {tuple(parts) for parts in wanted if len(parts) == 2 and parts[1]}
+    assert ("It works. by None", "1") in made
+    assert made["It works. by Ann", "3"].choices == ("1", "2")
+    assert max(len(prompt) for prompt, _ in made) == 2048 + len(" by Ann")
+
+
+def test_compatible_templates_are_part_of_what_a_prepared_set_is_made_from(folder):
+    strict = folder.config(reviews(9))
+    loose = replace(strict, tasks=(replace(strict.tasks[0], template_mode="compatible"),))
+    assert set_key(strict, folder.chat)["options"] != set_key(loose, folder.chat)["options"]
+
+
+def test_lint_lists_what_else_would_stop_a_build(folder, tmp_path):
+    text = TEMPLATES.replace("name: Write", "name: Rate") + INVERTED.replace("{{ stars }}", "{{ }}")
+    (tmp_path / "templates.yaml").write_text(text)
+    config = folder.config(reviews(9), task={"template_names": ()})
+    findings = pipeline.lint_tasks(config)
+    assert any("line 11: template 'Rate': the same name as template 'Rate' of line 4" in f
+               for f in findings)  # fmt: skip
+    assert any("template 'Invert': line 1 of jinja" in f for f in findings)
+    assert any("metadata lacks" in f for f in findings)
+    with pytest.raises(InputError, match="line 4 has one of this name"):
+        folder.build(reviews(9), task={"template_names": ()})
 
 
 def test_lint_judges_the_tasks_templates_with_their_records(tmp_path):

@@ -273,6 +273,20 @@ class TestTables:
         path = write(tmp_path / "r.csv", b"\xe9,b\n1,2\n")
         assert "r.csv:1: the header cannot be read" in message(path)
 
+    def test_lines_may_end_with_carriage_returns_alone(self, tmp_path):
+        text = 'a,b\r1,"x\ry"\r\r2,z'
+        for ending in ("", "\r"):
+            path = write(tmp_path / "r.csv", text + ending)
+            assert list(read_records(path)) == [
+                Record({"a": "1", "b": "x\ny"}, f"{path}:2"),
+                Record({"a": "2", "b": "z"}, f"{path}:5"),
+            ]
+        assert fields(write(tmp_path / "r.jsonl", '{"a": 1}\r{"a": 2}\r')) == [{"a": 1}, {"a": 2}]
+        wide = write(tmp_path / "wide.txt", "one\rtwo\r".encode("utf-16"))
+        assert fields(wide, encoding="utf-16") == [{"text": "one"}, {"text": "two"}]
+        # Where lines end with a line feed, a carriage return is text.
+        assert fields(write(tmp_path / "r.tsv", "a\nx\ry\n")) == [{"a": "x\ry"}]
+
     def test_a_header_alone_holds_no_records(self, tmp_path):
         assert "holds no records" in message(write(tmp_path / "r.csv", "a,b\n"))
 

@@ -1,5 +1,6 @@
 """What is kept and where it goes: own splits, groups, repeats, near-repeats, leaks, strata."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -158,6 +159,9 @@ def test_a_group_in_a_sets_own_test_file_is_not_trained(folder):
 def test_records_without_a_group_are_no_group(folder):
     records = [review(f"Text {n}.", title=None if n % 2 else "") for n in range(100)]
     data = folder.build(records, task={"group_by": ("title",)})
+    records = [review(f"Text {n}.", title=math.nan) for n in range(100)]  # a gap, as pandas has it
+    gaps = folder.build(records, task={"group_by": ("title",)})
+    assert by_split(gaps) == by_split(data)
     assert all(len(data.tasks[0].splits[split]) > 1 for split in SPLITS)
 
 

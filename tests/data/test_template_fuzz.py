@@ -76,14 +76,17 @@ FILE = """templates:
 """
 
 
-def assert_each_is_accepted_or_rejected_with_a_reason(template, records):
-    results = template.render_batch(records)
+def assert_each_is_accepted_or_rejected_with_a_reason(template, records, compatible=False):
+    results = template.render_batch(records, compatible=compatible)
     assert len(results) == len(records)
-    for result in results:
+    for record, result in zip(records, results, strict=True):
         if isinstance(result, Rendered):
             assert result.prompt == result.prompt.strip() != ""
             assert result.completion == result.completion.strip() != ""
-            assert result.answer_choices is None or result.completion in result.answer_choices
+            if compatible:
+                assert template.apply(record) == [result.prompt, result.completion]
+            else:
+                assert result.completion in (result.answer_choices or (result.completion,))
         else:
             assert isinstance(result, TemplateRejection)
             assert result.reason
@@ -107,6 +110,7 @@ def test_a_thousand_fuzzed_templates_render_or_say_why_not(jinja, choices, recor
     template = Template("t", jinja, choices)
     records = [record, {"a": "x", "b": {"text": "y"}, "words": ["u", "v"]}, {"a": 1, "b": 2}]
     assert_each_is_accepted_or_rejected_with_a_reason(template, records)
+    assert_each_is_accepted_or_rejected_with_a_reason(template, records[:2], compatible=True)
     for look in (template.apply, lambda record: lint({"t": template}, ["a"], [record])):
         outcome = outcome_of(look, record)
         assert isinstance(outcome, list) or "\n" not in str(outcome)

@@ -347,10 +347,26 @@ def test_lint_finds(template, problem):
 
 
 def test_lint_finds_templates_of_the_same_name_or_text():
-    assert "the same name as template 'a'" in findings(Template("a", "x|||y"), Template("a", "z"))
+    named = Template("a", "x|||y", line=3), Template("a", "z", line=9)
+    assert "the same name as template 'a' of line 3" in findings(*named)
     assert "the same text as template 'a'" in findings(
         Template("a", "x|||y"), Template("b", "x|||y")
     )
+
+
+def test_lint_goes_on_after_a_template_that_is_no_jinja():
+    broken = Template("broken", "{% if %}", file="f", line=2)
+    assert findings(broken, Template("t", "{{ y }}", line=5), columns=["y"]).startswith(
+        "f, line 2: template 'broken': line 1 of jinja: Expected an expression, "
+    )
+    assert "no ||| separates" in findings(broken, Template("t", "{{ y }}"), columns=["y"])
+
+
+def test_lint_renders_as_the_task_does():
+    prints_none = Template("t", "{{ x }} ||| {{ y }}")
+    assert "1 printed_none" in findings(prints_none, records=[{"x": 1, "y": None}])
+    rendered = findings(prints_none, records=[{"x": 1, "y": None}], compatible=True)
+    assert "rejected" not in rendered
 
 
 def test_lint_finds_nothing_wrong_with_templates_in_which_nothing_is():
