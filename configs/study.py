@@ -1,6 +1,7 @@
 """The study on real data: does prompting help, how many examples suffice, what is forgotten?
 
     IFT_JAX_DATA=data ift study --config=study --workdir=runs/study
+    IFT_JAX_DATA=data ift study --config=study:peft --workdir=runs/study
     IFT_JAX_DATA=data ift study --config=study:full --workdir=runs/study
     ift report --workdirs=runs/study --output=study.html
 
@@ -12,7 +13,8 @@ prompting does.
 
 The sets are those of configs/data_sets.py. The first command takes about 100 minutes on two CPU
 cores, with one seed and a curve over 50 to 1,000 examples. The second goes on from there, in the
-same folder, to one more remedy, 4,000 examples and three seeds: about seven hours more.
+same folder, to DoRA and IA3 beside LoRA; the third to both, one more remedy, 4,000 examples and
+three seeds: about seven hours more. configs/methods.py compares all PEFT methods on fewer tasks.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
 60 translations and 30 summaries, whose scores are not shares of items. Differences between models
@@ -139,9 +141,14 @@ def _tasks():
     )
 
 
+def _adapter(method, peak_lr):
+    changes = {"peft.method": method, "optimizer.peak_lr": peak_lr}
+    return {"name": method, "after": "stage1", "config": changes}
+
+
 def get_config(extent="short"):
-    if extent not in ("short", "full"):
-        raise InputError(f"--config=study:{extent}: expected study or study:full")
+    if extent not in ("short", "peft", "full"):
+        raise InputError(f"--config=study:{extent}: expected study, study:peft or study:full")
     config = default_config()
     config.data.tasks = _tasks()
     config.data.max_length = 160
@@ -176,19 +183,17 @@ def get_config(extent="short"):
             "after": "stage1",
             "config": {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2},
         },
-        {
-            "name": "lora",
-            "after": "stage1",
-            "config": {"peft.method": "lora", "optimizer.peak_lr": 5e-4},
-        },
+        _adapter("lora", 5e-4),
         {
             "name": "curve",
-            "train_sizes": sizes if extent == "short" else (*sizes, 2000, 4000),
+            "train_sizes": (*sizes, 2000, 4000) if extent == "full" else sizes,
             "scores": ("rating",),
             # Small batches, so that 50 examples make more than a few steps.
             "config": {"train.batch_size": 2},
         },
     )
+    if extent in ("peft", "full"):
+        config.study.runs = (*config.study.runs, _adapter("dora", 5e-4), _adapter("ia3", 5e-3))
     if extent == "full":
         config.study.seeds = (0, 1, 2)
         l2sp = {"name": "l2sp", "after": "stage1", "config": {"remedies.l2sp_weight": 0.01}}

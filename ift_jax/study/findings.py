@@ -69,7 +69,7 @@ def _prompting(target: str, models: Mapping[str, Model]) -> Finding:
         gain = scores.interval(lambda v: v[..., best, 0] - v[..., 0, 0])
         verdict = _verdict(gain, "examples in the prompt help", "they hurt", "no difference shows")
         shots = prompted[best].lines[0].shots
-        answer += f" {shots} shots against 0: {_points(gain)}; {verdict}."
+        answer += f" {shots} shots against 0: {points(gain)}; {verdict}."
     return {"question": "Does prompting help?", "answer": answer}
 
 
@@ -112,7 +112,7 @@ def _forgotten(reference: StudyRun, results: Mapping[str, Any]) -> Finding:
     # A task's first metric comes first.
     first = {row["task"]: row for row in reversed(own)}
     rows = [first[task] for task in results["retained"] if task in first]
-    changed = [f"{row['task']} ({row['metric']}) {_points(_of(row))}" for row in rows]
+    changed = [f"{row['task']} ({row['metric']}) {points(_of(row))}" for row in rows]
     answer = f"After {reference.name}: {', '.join(changed) or 'no probe counts'}."
     lost = [row["task"] for row in rows if row["high"] < 0]
     gained = [row["task"] for row in rows if row["low"] > 0]
@@ -122,7 +122,7 @@ def _forgotten(reference: StudyRun, results: Mapping[str, Any]) -> Finding:
         answer += f" Gained: {', '.join(gained)}."
     matrix = next(m for m in results["matrices"] if m["model"] == reference.name)
     if "mean_change" in matrix:
-        answer += f" Mean change: {_points(Score(**matrix['mean_change']))}."
+        answer += f" Mean change: {points(Score(**matrix['mean_change']))}."
     counted = {probe["task"] for probe in results["probes"] if probe["counted"]}
     left_out = dict.fromkeys(p["task"] for p in results["probes"] if p["task"] not in counted)
     if left_out:
@@ -150,12 +150,12 @@ def _helped(
     for model in others:
         pair = [models[reference.name], model]
         gain = _on(target, pair).interval(lambda v: v[..., 1, 0] - v[..., 0, 0])
-        text = f"{model.label}: {target} {_points(gain)}"
+        text = f"{model.label}: {target} {points(gain)}"
         if retained:
             scores = score_matrix([m.lines for m in pair]).subset(retained)
             kept = scores.interval(lambda v: (v[..., 1, :] - v[..., 0, :]).mean(axis=-1))
             verdict = _verdict(kept, "helps", "makes it worse", "no difference shows")
-            text += f", retained score {_points(kept)}, {verdict}"
+            text += f", retained score {points(kept)}, {verdict}"
         said.append(text)
     answer = "; ".join(said) or "no other run was made"
     return {
@@ -178,8 +178,13 @@ def _of(row: Mapping[str, Any]) -> Score:
     return Score(row["value"], row["low"], row["high"])
 
 
-def _points(change: Score) -> str:
-    """A change in percentage points: all metrics of which more is better are shares."""
+def points(change: Score) -> str:
+    """A change with its interval, in percentage points: all metrics that are compared are shares.
+
+    Example:
+        >>> points(Score(-0.041, -0.08, 0.002))
+        '-4.1 [-8.0, +0.2]'
+    """
     return f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 

@@ -6,7 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_study import study_tree, write_files
+from tiny_study import benchmark, study_tree, write_files
+from transformers import AutoModelForCausalLM
 
 from ift_jax.checkpoint import Checkpoints
 from ift_jax.config import build_run_config, read_run_config
@@ -15,6 +16,7 @@ from ift_jax.evaluation.comparison import compare
 from ift_jax.evaluation.metrics import score
 from ift_jax.evaluation.predictions import read_lines
 from ift_jax.language_model import load_pretrained
+from ift_jax.peft.config import PeftConfig
 from ift_jax.report.inputs import read_runs
 from ift_jax.sharding import make_mesh
 from ift_jax.study import runs
@@ -151,6 +153,60 @@ def test_a_model_between_has_weights_between_and_an_adapter_is_worked_in(finishe
     assert more.structure.adapter is None
     moved = np.abs(np.asarray(more.params["embedding"]) - np.asarray(after["embedding"])).max()
     assert 0 < moved < 4 * 3e-3 * 1.1  # four steps of Adam from there, and not from the base
+
+
+def test_the_table_of_methods_joins_costs_and_scores(finished, tiny_llama, tmp_path, capsys):
+    workdir, _ = finished
+    known = {"share": 0.5, "peak_gb": 7.0, "seconds": {"ratio": 0.25}}
+    model = build_run_config({"model": {"path": str(tiny_llama)}}).model
+    of = {"model": dataclasses.asdict(model), "peft": dataclasses.asdict(PeftConfig())}
+    costs = tmp_path / "costs.jsonl"
+    costs.write_text(json.dumps({**known, "of": of}) + "\n")
+    benchmark("peft_methods").main([f"--study={workdir}", "--rounds=1", f"--costs={costs}"])
+    out = capsys.readouterr().out.splitlines()
+    heads, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in out if line[:1] == "|"
+    )
+    assert heads == [
+        "method", "trained", "step time", "peak memory", "rating accuracy", "against single",
+        "topic accuracy",
+    ]  # fmt: skip
+    assert [row[0] for row in rows] == ["single", "lora"]
+    single, lora = (dict(zip(heads, row, strict=True)) for row in rows)
+    # What the file held was not measured again, and what was measured is in the file now.
+    assert list(single.values())[1:4] == ["50 %", "0.25", "7.00 GB"]
+    _, measured = map(json.loads, costs.open())
+    assert measured["of"]["peft"]["method"] == "lora"
+
+    # LoRA has rank * (inputs + outputs) parameters in each linear layer, here as torch has them.
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    trained = 16 * sum(sum(w.shape) for n, w in reference.named_parameters() if "_proj" in n)
+    assert (measured["trained"], measured["parameters"]) == (trained, reference.num_parameters())
+    assert lora["trained"] == f"{100 * trained / reference.num_parameters():.3g} %"
+    seconds = measured["seconds"]
+    assert seconds["ratio"] == pytest.approx(seconds["adapter"] / seconds["full"], abs=1e-3)
+    assert lora["step time"] == f"{seconds['ratio']:.2f}"
+    assert 0.1 < measured["peak_gb"] < 4
+    assert lora["peak memory"] == f"{measured['peak_gb']:.2f} GB"
+
+    def percent(name, task):
+        lines = read_lines(workdir / "runs" / f"{name}-seed0" / "predictions.jsonl")
+        found = [line.prediction for line in lines if line.task == task]
+        return 100 * np.mean([p.ranked == p.answer for p in found])
+
+    for name, row in (("single", single), ("lora", lora)):
+        assert row["rating accuracy"].startswith(f"{percent(name, 'rating'):.0f} [")
+        change = percent(name, "topic") - percent("first", "topic")
+        assert row["topic accuracy"].startswith(f"{change:+.1f} [")
+    less = percent("lora", "rating") - percent("single", "rating")
+    assert lora["against single"].startswith(f"{less:+.1f} [")
+    assert single["against single"] == ""
+
+
+def test_the_table_of_methods_refuses_a_study_that_has_not_ended(finished, tmp_path):
+    (tmp_path / "config.json").write_text((finished[0] / "config.json").read_text())
+    with pytest.raises(SystemExit, match="has no results of single, lora; let `ift study` end"):
+        benchmark("peft_methods").main([f"--study={tmp_path}"])
 
 
 def test_what_a_finished_run_leaves_is_its_model_alone(finished):

@@ -1,0 +1,47 @@
+"""The table of PEFT methods beside a study, and the configs of such studies."""
+
+import runpy
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+from tiny_study import benchmark
+
+from ift_jax.commands.config_flag import config_file
+from ift_jax.config import RunConfig, build_run_config
+from ift_jax.errors import InputError
+from ift_jax.peft.config import Method
+from ift_jax.study.outcome import reference_run
+from ift_jax.study.plan import make_plan, scored_tasks
+
+
+def shipped(name: str) -> RunConfig:
+    file, _, argument = config_file(name).partition(":")
+    made = runpy.run_path(file)["get_config"](*([argument] if argument else []))
+    return build_run_config(made.to_dict())
+
+
+def test_the_config_of_methods_has_them_all_from_one_start(tmp_path):
+    config = shipped("methods")
+    plan = make_plan(config, tmp_path)
+    assert reference_run(config).name == "full"
+    methods = benchmark("peft_methods").methods_of(config, plan)
+    assert [peft.method for peft in methods.values()] == list(get_args(Method))
+    assert len(scored_tasks(config)) == 4
+    differs = {name for planned in plan if planned.run.name in methods
+               for name in planned.run.config}  # fmt: skip
+    assert all(name.startswith("peft.") or name == "optimizer.peak_lr" for name in differs)
+    some = shipped("methods:dora,ia3")
+    assert [run.name for run in some.study.runs] == ["stage1", "full", "dora", "ia3"]
+    with pytest.raises(InputError, match="methods:lroa: no method 'lroa'; there are lora, dora"):
+        shipped("methods:lroa")
+
+
+def test_the_larger_studies_go_on_from_the_short_one(tmp_path):
+    plans = [
+        {planned.key: planned.config for planned in make_plan(shipped(name), tmp_path)}
+        for name in ("study", "study:peft", "study:full")
+    ]
+    for smaller, larger in pairwise(plans):
+        assert {key: larger[key] for key in smaller} == smaller
+    assert plans[1].keys() - plans[0].keys() == {"dora-seed0", "ia3-seed0"}
