@@ -1,7 +1,12 @@
-"""A model's answers to a task's items: one pass of scores, one of generation."""
+"""A model's answers to a task's items: one pass of scores, one of generation.
 
-from collections.abc import Sequence, Set
-from typing import NamedTuple
+Items are asked some at a time: as tokens, and behind exemplars, they take far more memory than as
+the texts that they are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,19 +23,31 @@ from ift_jax.evaluation.texts import generate_texts
 from ift_jax.language_model import LanguageModel
 
 Choices = tuple[str, ...]
+T = TypeVar("T")
+Frames = dict[str, tuple[str, str]]
+
+ITEMS_AT_ONCE = 1024  # enough that rows of one length fill their batches
 
 
 class Answers(NamedTuple):
-    """One run over the items of a task: how each was asked, and what came."""
+    """One run over the items of a task: an entry of each list an item.
 
-    seed: int
-    asked: list[Asked]
+    Attributes:
+        predictions: what came.
+        prompt_tokens: tokens of the prompt, exemplars included.
+        shots: exemplars that the context had room for.
+    """
+
     predictions: list[Prediction]
+    prompt_tokens: list[int]
+    shots: list[int]
 
     def of(self, items: Sequence[int]) -> "Answers":
         """The same, of some items."""
         return Answers(
-            self.seed, [self.asked[i] for i in items], [self.predictions[i] for i in items]
+            [self.predictions[i] for i in items],
+            [self.prompt_tokens[i] for i in items],
+            [self.shots[i] for i in items],
         )
 
 
@@ -45,36 +62,49 @@ def answer(
     needs: Set[Need],
     max_new_tokens: int,
     mesh: Mesh | None = None,
+    keep: Callable[[Example, Asked, Prediction], object] | None = None,
 ) -> Answers:
     """Asks a model every item behind `shots` exemplars drawn by `seed`.
 
     Args:
         needs: what the metrics read; nothing else is computed.
         max_new_tokens: of a generated answer; 0 takes what the longest reference needs.
+        keep: gets every item with how it was asked, which nothing else keeps.
 
     Raises:
         InputError: as `ask`.
     """
-    scored = needs != {"generated"}
     new_tokens = num_new_tokens(model, items, needs, max_new_tokens)
-    asked = ask(model, task, items, shots, seed, scored=scored, new_tokens=new_tokens)
-    predictions = [
-        Prediction(e.completion, references=r) for e, r in zip(items, references, strict=True)
-    ]
-    if scored:
-        found = _scores(model, items, asked, mesh)
-        predictions = [
-            _with_scores(*each) for each in zip(predictions, items, asked, found, strict=True)
-        ]
-    if "calibrated" in needs:
-        neutral = _neutral_scores(model, task, items, asked, mesh)
-        predictions = [
-            p._replace(neutral_scores=n) for p, n in zip(predictions, neutral, strict=True)
-        ]
-    if "generated" in needs:
-        texts = _generated(model, items, asked, new_tokens, mesh)
-        predictions = [p._replace(generated=t) for p, t in zip(predictions, texts, strict=True)]
-    return Answers(seed, asked, predictions)
+    frames = template_frames(task, items) if "calibrated" in needs else {}
+    whole = Answers([], [], [])
+    for some in _some_at_once(zip(items, references, strict=True)):
+        own = [item for item, _ in some]
+        asked = ask(
+            model, task, own, shots, seed, scored=needs != {"generated"}, new_tokens=new_tokens
+        )
+        found = [Prediction(item.completion, references=right) for item, right in some]
+        if needs != {"generated"}:
+            scores = _scores(model, own, asked, mesh)
+            found = [_with_scores(*each) for each in zip(found, own, asked, scores, strict=True)]
+        if "calibrated" in needs:
+            neutral = _neutral_scores(model, frames, own, asked, mesh)
+            found = [p._replace(neutral_scores=n) for p, n in zip(found, neutral, strict=True)]
+        if "generated" in needs:
+            texts = _generated(model, own, asked, new_tokens, mesh)
+            found = [p._replace(generated=t) for p, t in zip(found, texts, strict=True)]
+        whole.predictions.extend(found)
+        whole.prompt_tokens.extend(len(each.prompt) for each in asked)
+        whole.shots.extend(each.shots for each in asked)
+        if keep is not None:
+            for each in zip(own, asked, found, strict=True):
+                keep(*each)
+    return whole
+
+
+def _some_at_once(items: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(items)
+    while some := list(islice(rest, ITEMS_AT_ONCE)):
+        yield some
 
 
 def num_new_tokens(
@@ -83,8 +113,11 @@ def num_new_tokens(
     """How many tokens are generated at most: 0 if no metric reads them."""
     if "generated" not in needs:
         return 0
-    encoded = model.chat.encode((e.messages, e.completion) for e in items)
-    return max_new_tokens or max(int(e.trained.sum()) for e in encoded) + 1
+    return max_new_tokens or 1 + max(
+        int(encoded.trained.sum())
+        for some in _some_at_once(items)
+        for encoded in model.chat.encode((e.messages, e.completion) for e in some)
+    )
 
 
 def _scores(
@@ -119,7 +152,7 @@ def _with_scores(
 
 def _neutral_scores(
     model: LanguageModel,
-    task: TaskData,
+    frames: Frames,
     items: Sequence[Example],
     asked: Sequence[Asked],
     mesh: Mesh | None,
@@ -129,7 +162,6 @@ def _neutral_scores(
     The prompt without content is what Holtzman et al. 2021 call the domain premise; the
     exemplars stay, as in contextual calibration (Zhao et al. 2021).
     """
-    frames = template_frames(task, items)
     found: dict[tuple[str, int, Choices], tuple[float, ...]] = {}
     keys = [(e.template, a.shots, e.choices) for e, a in zip(items, asked, strict=True)]
     for members in _sharing(items, asked):

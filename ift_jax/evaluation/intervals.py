@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 Value = Callable[[Array], Array]  # sums [..., K] -> values [...]
 
 RESAMPLES = 1000
-_BLOCK = 100  # resamples drawn at a time: their weights are [_BLOCK, N]
+_WEIGHTS = 2**16  # how often each of N items is in each resample: so many numbers at a time
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -136,8 +136,9 @@ def _resampled(items: Array, resamples: int, seed: int = 0) -> Iterator[Float[Ar
     """Sums over seeded resamples of the N items, some at a time."""
     rng = np.random.default_rng(seed)
     count = items.shape[1]
-    for start in range(0, resamples, _BLOCK):
-        size = min(_BLOCK, resamples - start)
-        drawn = [rng.integers(0, count, count) for _ in range(size)]
-        weights = np.stack([np.bincount(d, minlength=count) for d in drawn]).astype(np.float64)
+    at_once = max(_WEIGHTS // max(count, 1), 1)
+    for start in range(0, resamples, at_once):
+        weights = np.empty((min(at_once, resamples - start), count))
+        for row in weights:
+            row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
         yield np.tensordot(weights, items, axes=([1], [1]))

@@ -23,8 +23,8 @@ from ift_jax.evaluation.metrics import (
     class_score,
     score,
 )
-from ift_jax.evaluation.predictions import Line
-from ift_jax.evaluation.shots import ask, exemplars
+from ift_jax.evaluation.predictions import Line, Prediction
+from ift_jax.evaluation.shots import Asked, ask, exemplars
 from ift_jax.interpolation import check_share
 from ift_jax.language_model import LanguageModel
 
@@ -108,7 +108,7 @@ def evaluate(
         split: whose items are scored; exemplars always come from the training split.
         breakdown: adds, behind all others, rows of a part of the items each: those of one
             "template", or those whose answer is one "class".
-        keep: gets every item's prediction.
+        keep: gets every item's prediction, soon after it was made.
 
     Raises:
         InputError: if a split is empty, a metric cannot be computed, or a prompt without
@@ -121,6 +121,7 @@ def evaluate(
     rows, parts = [], []
     for scored in prepared:
         for count in shots:
+            where = _where(name, scored, split, count)
             runs = [
                 answer(
                     model,
@@ -132,16 +133,12 @@ def evaluate(
                     needs=scored.needs,
                     max_new_tokens=config.max_new_tokens,
                     mesh=mesh,
+                    keep=None if keep is None else _as_lines(where, model, scored, seed, keep),
                 )
                 for seed in config.exemplar_seeds[: None if count else 1]
             ]
-            where = _where(name, scored, split, count)
             rows += _rows(where, scored, runs)
             parts += _parts(where, scored, runs) if breakdown else []
-            if keep is not None:
-                for run in runs:
-                    for line in _lines(where, model, scored, run):
-                        keep(line)
     return rows + parts
 
 
@@ -287,10 +284,9 @@ def _parts(where: Row, scored: Scored, runs: Sequence[Answers]) -> list[Row]:
 
 def _costs(runs: Sequence[Answers]) -> Row:
     """What prompts hold, on average over items and seeds."""
-    asked = [a for run in runs for a in run.asked]
     return {
-        "prompt_tokens": float(np.mean([len(a.prompt) for a in asked])),
-        "shots_given": float(np.mean([a.shots for a in asked])),
+        "prompt_tokens": float(np.mean([run.prompt_tokens for run in runs])),
+        "shots_given": float(np.mean([run.shots for run in runs])),
     }
 
 
@@ -302,14 +298,18 @@ def _classes(items: Sequence[Example]) -> list[str]:
     return sorted({e.completion for e in items})
 
 
-def _lines(where: Row, model: LanguageModel, scored: Scored, run: Answers) -> Iterator[Line]:
+def _as_lines(
+    where: Row, model: LanguageModel, scored: Scored, seed: int, keep: Callable[[Line], object]
+) -> Callable[[Example, Asked, Prediction], None]:
+    """Gives `keep` each item of a run as a line."""
     seen: Counter[tuple[str, str]] = Counter()
-    for item, asked, prediction in zip(scored.items, run.asked, run.predictions, strict=True):
+
+    def one(item: Example, asked: Asked, prediction: Prediction) -> None:
         seen[item.template, item.exact] += 1
         repeat = seen[item.template, item.exact]  # of a task that keeps its repeats
-        yield Line(
+        line = Line(
             **where,
-            seed=run.seed,
+            seed=seed,
             shots_given=asked.shots,
             template=item.template,
             key=item.exact if repeat == 1 else f"{item.exact} {repeat}",
@@ -317,3 +317,6 @@ def _lines(where: Row, model: LanguageModel, scored: Scored, run: Answers) -> It
             prompt=model.chat.prompt_text(asked.messages),
             prediction=prediction,
         )
+        keep(line)
+
+    return one

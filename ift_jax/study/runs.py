@@ -19,7 +19,6 @@ from ift_jax.data.files import replace_text
 from ift_jax.errors import InputError
 from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.metrics import METRICS
-from ift_jax.evaluation.predictions import Line
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.language_model import LanguageModel
 from ift_jax.report.page import leave_report
@@ -233,21 +232,20 @@ def _score(
     also: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Scores a model on the test split; leaves rows and every item's prediction in the folder."""
-    lines: list[Line] = []
-    started = time.monotonic()
-    rows = evaluate(
-        model,
-        data,
-        config.evaluation,
-        name=name,
-        split="test",
-        shots=(shots,),
-        mesh=mesh,
-        breakdown=True,
-        keep=lines.append,
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / "predictions.jsonl", "".join(line.to_json() for line in lines))
+    started = time.monotonic()
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        rows = evaluate(
+            model,
+            data,
+            config.evaluation,
+            name=name,
+            split="test",
+            shots=(shots,),
+            mesh=mesh,
+            breakdown=True,
+            keep=lambda line: file.write(line.to_json()),
+        )
     _write(folder, rows, scoring_s=time.monotonic() - started, **also)
 
 

@@ -1,6 +1,7 @@
 """From a task to rows: what is asked, what comes beside it, and scores against transformers."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch_reference import save_variant, torch_model
 from ift_jax.data import pipeline
 from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.errors import InputError
-from ift_jax.evaluation import metrics
+from ift_jax.evaluation import answers, intervals, metrics
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.shots import exemplars
 from ift_jax.evaluation.tasks import (
@@ -211,6 +212,50 @@ def test_scores_do_not_depend_on_the_order_of_items(model, rated):
     turned = pipeline.DataSet(rated.config, (pipeline.TaskData(task.config, splits),), rated.chat)
     first, second = (values(rows_of(model, d, *names, shots=(0, 2))) for d in (rated, turned))
     assert first == {key: pytest.approx(value, abs=1e-5) for key, value in second.items()}
+
+
+def test_scores_do_not_depend_on_how_many_items_are_asked_at_once(model, rated, monkeypatch):
+    names = ("accuracy", "accuracy_calibrated", "perplexity", "exact_match")
+
+    def run():
+        lines = []
+        rows = rows_of(model, rated, *names, shots=(0, 2), breakdown=True, keep=lines.append)
+        return rows, [line._replace(prediction=line.prediction.generated) for line in lines]
+
+    rows, lines = run()
+    monkeypatch.setattr(answers, "ITEMS_AT_ONCE", 4)
+    found, found_lines = run()
+    assert found_lines == lines
+    for one, other in zip(found, rows, strict=True):
+        numbers = {k: pytest.approx(v, 1e-5, 1e-4) for k, v in other.items() if type(v) is float}
+        assert one == {**other, **numbers}
+
+
+def test_host_memory_does_not_grow_with_prompts(model, place, monkeypatch):
+    """An item leaves its prediction; its prompt behind exemplars, as text and tokens, goes."""
+    monkeypatch.setattr(answers, "ITEMS_AT_ONCE", 8)
+    monkeypatch.setattr(intervals, "_WEIGHTS", 2**12)
+    data = place.data("Rate", records=[
+        {**RECORDS[n % 60], "text": f"Lamp {n} is bright.", "title": f"lamp {n}"}
+        for n in range(640)
+    ])  # fmt: skip
+    peaks, counts = [], (16, 64)
+    for count in counts:
+
+        def run(count=count):
+            rows = rows_of(model, data, "accuracy", "exact_match", shots=(8,), max_items=count,
+                           max_new_tokens=2, keep=str)  # fmt: skip
+            assert rows[0]["count"] == count
+
+        run()  # whatever is made once
+        tracemalloc.start()
+        try:
+            run()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    # An item with its prediction takes 2 KB, and 46 where its tokens behind exemplars stay.
+    assert peaks[1] - peaks[0] < 5000 * (counts[1] - counts[0])
 
 
 # Exemplars
