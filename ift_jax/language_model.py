@@ -24,7 +24,7 @@ from ift_jax.models.quantization import quantized_shardings
 from ift_jax.peft import mixing
 from ift_jax.peft.adapter import ROWS, Adapter, own_weights
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.sites import Site, tensor_sites
+from ift_jax.peft.sites import tensor_sites
 from ift_jax.peft.virtual import fitted
 from ift_jax.sharding import param_shardings
 
@@ -232,16 +232,19 @@ class LanguageModel:
 
     def adapter_for(self, config: PeftConfig) -> Adapter:
         """The static half of an adapter for this model. Raises InputError as `adapt`."""
-        c = self.structure.config
-        size = (c.num_layers, c.width, c.num_kv_heads, c.head_size)
-        return Adapter.of(config, self._tensor_sites(), size)
+        host = self._host()
+        return Adapter.of(config, host.tensors, host.size)
 
-    def _tensor_sites(self) -> tuple[Site, ...]:
+    def _host(self) -> adapters.Host:
         c = self.structure.config
-        rows = families.weight_rows(families.family_of(self.hf_config, "config.json"), c)
+        family = families.family_of(self.hf_config, "config.json")
         shapes = {k: v.shape for k, v in weights.flat_paths(decoder.param_shapes(c)).items()}
         axes = weights.flat_paths(decoder.param_axes(c), lambda x: isinstance(x, tuple))
-        return tensor_sites(rows, shapes, axes)
+        return adapters.Host(
+            tensors=tensor_sites(families.weight_rows(family, c), shapes, axes),
+            size=(c.num_layers, c.width, c.num_kv_heads, c.head_size),
+            tied=families.tied_modules(family, c),
+        )
 
     def _prompt_start(self, config: PeftConfig) -> Any:
         """The token ids of a prompt's text, or its keys and values; None without one."""
@@ -345,7 +348,7 @@ class LanguageModel:
             from ift_jax.checkpoint import load_workdir_adapter
 
             return load_workdir_adapter(found, self)
-        return adapters.read_adapter(found, self.adapter_for)
+        return adapters.read_adapter(found, self._host())
 
     def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
         mesh = getattr(self.params["embedding"].sharding, "mesh", None)
@@ -367,7 +370,8 @@ class LanguageModel:
             dtype: of the saved arrays.
 
         Raises:
-            InputError: for a model without adapter, and if the folder cannot be written.
+            InputError: for a model without adapter or with one of a method that peft has no
+                format for, and if the folder cannot be written.
         """
         adapter, dtype = self.structure.adapter, dtype or "float32"
         _check_choice("dtype", dtype, _DTYPES)
@@ -376,7 +380,7 @@ class LanguageModel:
         if adapter.by_row:
             raise InputError("several adapters are loaded by name; they stand in their own folders")
         adapters.write_adapter(
-            Path(path), adapter, self.params, dtype=dtype, base_model=base_model,
+            Path(path), adapter, self.params, self._host(), dtype=dtype, base_model=base_model,
             tokenizer=self.tokenizer,
         )  # fmt: skip
 

@@ -119,6 +119,12 @@ def weight_rows(family: Family, config: DecoderConfig) -> tuple[Row, ...]:
     return family.rows if config.tie_embeddings else family.rows + family.untied_rows
 
 
+def tied_modules(family: Family, config: DecoderConfig) -> tuple[str, ...]:
+    """Names of modules that have no weight of their own but the embedding's."""
+    rows = family.untied_rows if config.tie_embeddings else ()
+    return tuple(row.name.removesuffix(".weight") for row in rows)
+
+
 def decoder_config(hf_config: Mapping[str, Any], where: str) -> DecoderConfig:
     """What config.json says, in our terms.
 

@@ -180,8 +180,6 @@ def _write_shards(
     shapes: Mapping[str, tuple[int, ...]],
     itemsize: int,
 ) -> None:
-    from safetensors.numpy import save_file
-
     plan = plan_shards(shapes, itemsize, SHARD_BYTES)
     names = (
         ["model.safetensors"]
@@ -197,15 +195,24 @@ def _write_shards(
                 raise ValueError(f"planned {expected} {shapes[expected]}, got {name} {value.shape}")
             shard[name] = value
             weight_map[name] = file
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        # safetensors makes files that only their owner may read; a folder is meant to be shared.
-        (folder / file).chmod((folder / "config.json").stat().st_mode & 0o777)
+        save_tensors(folder / file, shard, like=folder / "config.json")
     if len(plan) > 1:
         total = sum(int(np.prod(shape)) * itemsize for shape in shapes.values())
         _write_json(
             folder / "model.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
+
+
+def save_tensors(file: Path, tensors: Mapping[str, NDArray[Any]], *, like: Path) -> None:
+    """Writes a safetensors file that whoever may read the file `like` may read.
+
+    safetensors makes files for their owner alone, and a folder is meant to be shared.
+    """
+    from safetensors.numpy import save_file
+
+    save_file(dict(tensors), file, metadata={"format": "pt"})
+    file.chmod(like.stat().st_mode & 0o777)
 
 
 def plan_shards(

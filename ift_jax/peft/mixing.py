@@ -25,23 +25,30 @@ Combination = Literal["cat", "linear"]
 
 
 def plain_lora(adapter: Adapter, arrays: Tree) -> Part:
-    """The adapter as a LoRA beside the unchanged weights.
-
-    PiSSA takes its start A0 B0 out of the weights: AB - A0 B0 is a LoRA of twice the rank.
+    """The adapter as a LoRA alone beside the unchanged weights; see `without_start`.
 
     Raises:
         InputError: for another method, and beside weights that are trained whole.
     """
-    config = adapter.config
     if adapter.whole:
         raise InputError(
             f"{adapter.whole[0].name} is trained whole beside the adapter (modules_to_save): merge "
             "the adapter instead"
         )
-    if config.method != "lora":
-        raise InputError(f"an adapter of method {config.method!r} cannot be combined; only lora")
-    if FROZEN not in arrays:
-        return adapter, {TRAINED: arrays[TRAINED]}
+    if adapter.config.method != "lora":
+        method = adapter.config.method
+        raise InputError(f"an adapter of method {method!r} cannot be combined; only lora")
+    return without_start(adapter, arrays)
+
+
+def without_start(adapter: Adapter, arrays: Tree) -> Part:
+    """The same adapter beside the unchanged weights; itself unless it is PiSSA.
+
+    PiSSA takes its start A0 B0 out of the weights: AB - A0 B0 is a LoRA of twice the rank.
+    """
+    config = adapter.config
+    if config.init != "pissa" or FROZEN not in arrays:
+        return adapter, arrays
     rank = 2 * config.rank
     plain = replace(
         config, init="b_zero", rank=rank, alpha=config.scaling * rank, rank_scaling="linear"
@@ -53,7 +60,8 @@ def plain_lora(adapter: Adapter, arrays: Tree) -> Part:
             "a": jnp.concatenate([pair["a"], start["a"]], axis=-1),
             "b": jnp.concatenate([pair["b"], -start["b"]], axis=1),
         }
-    return replace(adapter, config=plain), {TRAINED: {"layers": pairs}}
+    trained = {**arrays[TRAINED], "layers": pairs}
+    return replace(adapter, config=plain), {TRAINED: trained}
 
 
 def weighted(parts: Sequence[Part], weights: Sequence[float], combination: Combination) -> Part:

@@ -47,6 +47,34 @@ def test_an_adapter_run_is_exported_for_peft_and_merged_for_transformers(place, 
     assert np.abs(np.asarray(beside) - np.asarray(logits)).max() > 0.02
 
 
+@pytest.mark.parametrize("method", ["vera", "prefix"])
+def test_a_run_of_another_method_is_exported_for_peft_and_used_from_there(
+    place, tiny_llama, method
+):
+    outcome = place.run(
+        "train", "--config=tiny.py", f"--workdir={method}", f"--config.peft.method={method}",
+        "--config.optimizer.peak_lr=0.3", "--config.optimizer.warmup_steps=0",
+        "--config.evaluation.max_items=1",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.stderr
+    folder = f"{method}-adapter"
+    outcome = place.run("export", f"--workdir={method}", f"--output={folder}")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.stdout == f"wrote {folder}\n"
+    logits = load_workdir(place.path / method).logits(IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = PeftModel.from_pretrained(torch_model(tiny_llama), place.path / folder).eval()
+    expected = torch_logits(theirs, IDS)[:, -IDS.shape[1] :]  # not those of virtual tokens
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(logits - load_pretrained(tiny_llama).logits(IDS)).max() > 0.02
+    answers = [
+        place.run("generate", *model, "--prompt=Hello", "--max_new_tokens=4").stdout
+        for model in ([f"--model={method}"], [f"--model={tiny_llama}", f"--adapter={folder}"])
+    ]
+    assert answers[0] == answers[1] != ""
+
+
 def test_an_adapter_is_given_by_folder_or_workdir(place, tiny_llama):
     outcome = place.run(
         "evaluate", "--config=tiny.py", f"--model={tiny_llama}", "--adapter=w",

@@ -1,5 +1,6 @@
 """Adapter folders: those of peft load here and ours in peft, with the same logits."""
 
+import copy
 import json
 import shutil
 import warnings
@@ -9,7 +10,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from torch_reference import torch_logits, torch_model
+from torch_reference import save_variant, torch_logits, torch_model
 
 from ift_jax.errors import InputError
 from ift_jax.language_model import load_pretrained
@@ -24,22 +25,25 @@ def made_by_peft(base_folder, config, target):
     """A folder that peft saves, with an adapter that is not at its start; and its logits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(torch_model(base_folder), config).eval()
+        model = peft.get_peft_model(torch_model(base_folder), copy.deepcopy(config)).eval()
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(target)
-    return torch_logits(model, IDS)
+    return own_logits(model)
 
 
 def read_by_peft(base_folder, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch_logits(
-            peft.PeftModel.from_pretrained(torch_model(base_folder), folder).eval(), IDS
-        )
+        return own_logits(peft.PeftModel.from_pretrained(torch_model(base_folder), folder).eval())
+
+
+def own_logits(model):
+    """Logits of the tokens themselves: those of virtual positions in front are cut off."""
+    return torch_logits(model, IDS)[:, -IDS.shape[1] :]
 
 
 def shaken(model):
@@ -52,7 +56,7 @@ def shaken(model):
 
 
 def assert_close(found, expected, base):
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert np.abs(np.asarray(found) - np.asarray(base.logits(IDS))).max() > 0.05
 
 
@@ -67,10 +71,37 @@ CONFIGS = {
         r=4, use_rslora=True, target_modules=["q_proj", "down_proj"], layers_to_transform=[0, 2],
         init_lora_weights="gaussian",
     ),
-    "a pattern": peft.LoraConfig(r=2, target_modules=r"model\.layers\.[12]\.mlp\.(up|gate)_proj"),
+    "a pattern": peft.LoraConfig(
+        r=2, target_modules=r"model\.layers\.[012]\.mlp\.(up|gate)_proj",
+        exclude_modules=r".*\.0\.mlp.*",
+    ),
     "ranks and alphas of their own": peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=LINEAR,
         rank_pattern={"q_proj": 2, r"layers\.1\.mlp\.down_proj": 6}, alpha_pattern={"v_proj": 3},
+    ),
+    "with weights trained whole": peft.LoraConfig(
+        r=2, target_modules="all-linear", ensure_weight_tying=True,
+        modules_to_save=["embed_tokens", "layernorm", "layers.1.mlp"],
+    ),
+    "dora": peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=LINEAR, use_dora=True, rank_pattern={"v_proj": 2},
+        modules_to_save=["model.norm"],
+    ),
+    "vera": peft.VeraConfig(r=8, target_modules=LINEAR, vera_dropout=0.1),
+    "vera, drawn anew, some layers": peft.VeraConfig(
+        r=8, target_modules=["q_proj", "down_proj"], layers_to_transform=[1, 2],
+        save_projection=False, projection_prng_key=2**32 - 5, modules_to_save=["k_proj"],
+    ),
+    "ia3": peft.IA3Config(),
+    "ia3, other layers": peft.IA3Config(
+        target_modules=r".*\.[02]\..*(q_proj|o_proj|up_proj|down_proj)",
+        exclude_modules=["0.mlp.up_proj"],
+        feedforward_modules=r".*\.down_proj", modules_to_save=["model.norm"],
+    ),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix, projected": peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8
     ),
 }  # fmt: skip
 
@@ -87,30 +118,80 @@ def test_adapters_of_peft_load_and_return(tiny_llama, base, tmp_path, name):
     np.testing.assert_allclose(again.logits(IDS), model.logits(IDS), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"init": "pissa"}, {"rank_scaling": "sqrt", "layers": (1,), "targets": ("o_proj",)}],
-    ids=str,
-)
-def test_adapters_made_here_load_in_peft(tiny_llama, base, tmp_path, fields):
-    model = shaken(base.adapt(PeftConfig(method="lora", rank=3, **fields)))
+OURS = [
+    PeftConfig(method="lora", rank=3, init="pissa", modules_to_save=("embed_tokens", "norm")),
+    PeftConfig(method="lora", rank=3, rank_scaling="sqrt", layers=(1,), targets=("o_proj",)),
+    PeftConfig(
+        method="dora", rank=3, init="a_zero", targets=("v_proj", r".*\.[01]\.mlp\.down_proj"),
+        modules_to_save=("k_proj", "input_layernorm"),
+    ),
+    PeftConfig(method="vera", rank=8, modules_to_save=("embed_tokens",)),
+    PeftConfig(method="vera", rank=8, layers=(0, 2), targets=("self_attn.v_proj", "up_proj")),
+    PeftConfig(method="ia3"),
+    PeftConfig(
+        method="ia3", layers=(1, 2), targets=("q_proj", "o_proj", "down_proj"),
+        modules_to_save=("model.norm",),
+    ),
+    PeftConfig(method="prompt", num_virtual_tokens=5),
+    PeftConfig(method="prefix", num_virtual_tokens=5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", OURS, ids=lambda c: f"{c.method}{'-'.join(map(str, c.layers))}")
+def test_adapters_made_here_load_in_peft(tiny_llama, base, tmp_path, config):
+    model = shaken(base.adapt(config))
     model.save_adapter(tmp_path / "a", base_model=str(tiny_llama))
     assert_close(read_by_peft(tiny_llama, tmp_path / "a"), model.logits(IDS), base)
-    tokenizer_too = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "a")
-    assert_close(torch_logits(tokenizer_too.eval(), IDS), model.logits(IDS), base)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_adapters_load_and_are_saved_on_meshes(tiny_llama, base, tmp_path, sizes):
-    expected = made_by_peft(tiny_llama, CONFIGS["lora"], tmp_path / "theirs")
+def test_a_folder_says_what_it_adapts(tiny_llama, base, tmp_path):
+    model = shaken(base.adapt(PeftConfig(method="ia3")))
+    model.save_adapter(tmp_path / "a", base_model=str(tiny_llama))
+    by_itself = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert_close(own_logits(by_itself.eval()), model.logits(IDS), base)
+
+
+def test_an_output_matrix_of_its_own_is_trained_whole(tmp_path):
+    folder = save_variant(tmp_path / "untied", tie_word_embeddings=False)
+    base = load_pretrained(folder)
+    config = peft.IA3Config(modules_to_save=["lm_head"])
+    expected = made_by_peft(folder, config, tmp_path / "theirs")
+    model = load_pretrained(folder).load_adapter(tmp_path / "theirs")
+    assert_close(model.logits(IDS), expected, base)
+    model.save_adapter(tmp_path / "ours")
+    assert_close(read_by_peft(folder, tmp_path / "ours"), expected, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("lora", {"data": 8}),
+        *((name, {"data": 2, "fsdp": 2, "tensor": 2})
+          for name in ("with weights trained whole", "dora", "vera", "ia3", "prompt", "prefix")),
+    ],
+)  # fmt: skip
+def test_adapters_load_and_are_saved_on_meshes(tiny_llama, base, tmp_path, name, sizes):
+    expected = made_by_peft(tiny_llama, CONFIGS[name], tmp_path / "theirs")
     mesh = make_mesh(MeshConfig(**sizes))
     with jax.set_mesh(mesh):
         model = load_pretrained(tiny_llama, mesh=mesh).load_adapter(tmp_path / "theirs")
         assert_close(model.logits(IDS), expected, base)
         model.save_adapter(tmp_path / "ours")
-    b = model.params["adapter"]["layers"]["self_attn.q_proj"]["b"]
-    assert b.sharding.is_fully_replicated == ("tensor" not in sizes)
+    parts = jax.tree.leaves(model.params["adapter"])
+    assert all(x.sharding.is_fully_replicated for x in parts) == ("tensor" not in sizes)
     assert_close(read_by_peft(tiny_llama, tmp_path / "ours"), expected, base)
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "bitfit", "norms"])
+def test_methods_that_peft_has_no_format_for_are_refused(base, tmp_path, method):
+    model = base.adapt(PeftConfig(method=method))
+    known = "LORA, VERA, IA3, PROMPT_TUNING, PREFIX_TUNING"
+    remedy = "merge_adapter" if method == "norms" else "workdir"
+    with pytest.raises(
+        InputError, match=f"no folder format .* '{method}'; known: {known}.*{remedy}"
+    ):
+        model.save_adapter(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.fixture(scope="module")
@@ -127,27 +208,73 @@ def edited(folder, target, **fields):
     return target
 
 
+@pytest.fixture(scope="module")
+def folders(tiny_llama, tmp_path_factory, folder):
+    """A folder of every kind by name."""
+    path = tmp_path_factory.mktemp("kinds")
+    for name in ("vera, drawn anew, some layers", "ia3", "prompt", "prefix"):
+        made_by_peft(tiny_llama, CONFIGS[name], path / name.split(",")[0])
+    return {"lora": folder, **{p.name: p for p in path.iterdir()}}
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("kind", "fields", "message"),
     [
-        ({"bias": "all"}, "bias='all' is not supported; only 'none'"),
-        ({"use_qalora": True}, "use_qalora=True is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
-        ({"lora_gamma": 3}, "unknown field lora_gamma=3; it may change the logits"),
-        ({"peft_type": "LOHA"}, "peft_type='LOHA' is not supported"),
-        ({"target_modules": ["query"]}, "names no linear layer of this model"),
-        ({"target_modules": ["q_proj", "v_proj"]}, "v_proj.lora_A.weight is missing"),
-        ({"layers_to_transform": [0, 1]}, "layers.2.self_attn.q_proj.lora_A.weight is not part"),
-        ({"layers_to_transform": [5]}, "5 is not a layer; 0 to 2"),
-        ({"r": 3}, r"has shape \(2, 32\), expected \(3, 32\)"),
-        ({"r": 0}, "expected both above 0"),
+        ("lora", {"bias": "all"}, "bias='all' is not supported; only 'none'"),
+        ("lora", {"use_qalora": True}, "use_qalora=True is not supported"),
+        ("lora", {"modules_to_save": ["lm_head"]}, "modules_to_save=.*lm_head without the embed"),
+        ("lora", {"modules_to_save": "norm"}, "modules_to_save='norm'; expected a list"),
+        ("lora", {"modules_to_save": ["q_proj"]}, "modules_to_save=.* leave no linear layer"),
+        ("lora", {"exclude_modules": ["q_proj"]}, "exclude_modules=.* leave no linear layer"),
+        ("lora", {"modules_to_save": ["j"]}, "trains model.layers.0.self_attn.q_proj whole, which"),
+        ("lora", {"modules_to_save": ["("]}, "modules_to_save: no regular expression"),
+        ("lora", {"modules_to_save": ["norm"]}, r"layers.0.input_layernorm.weight is missing"),
+        ("lora", {"use_dora": True}, "lora_magnitude_vector is missing"),
+        ("lora", {"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
+        ("lora", {"lora_gamma": 3}, "unknown field lora_gamma=3; it may change the logits"),
+        ("lora", {"peft_type": "LOHA"}, "peft_type='LOHA' is not supported"),
+        ("lora", {"target_modules": ["query"]}, "names no linear layer of this model"),
+        ("lora", {"target_modules": ["q_proj", "v_proj"]}, "v_proj.lora_A.weight is missing"),
+        ("lora", {"layers_to_transform": [0, 1]}, "layers.2.*q_proj.lora_A.weight is not part"),
+        ("lora", {"layers_to_transform": [5]}, "5 is not a layer; 0 to 2"),
+        ("lora", {"rank_pattern": {"(": 2}}, "rank_pattern: no regular expression"),
+        ("lora", {"r": 3}, r"has shape \(2, 32\), expected \(3, 32\)"),
+        ("lora", {"r": 0}, "expected both above 0"),
+        ("vera", {"bias": "vera_only"}, "bias='vera_only' is not supported; only 'none'"),
+        ("vera", {"save_projection": True}, "the tensor base_model.vera_A is missing"),
+        ("vera", {"projection_prng_key": -1}, "projection_prng_key=-1; expected 0 to"),
+        ("vera", {"r": 0}, "r=0; expected an integer above 0"),
+        ("vera", {"lora_alpha": 8}, "unknown field lora_alpha=8"),
+        ("ia3", {"feedforward_modules": ["v_proj"]}, "modules=.* inputs of .*v_proj; only its"),
+        ("ia3", {"feedforward_modules": []}, "scale the outputs of .*down_proj; only its inputs"),
+        ("prompt", {"task_type": None}, "task_type=None is not supported; only 'CAUSAL_LM'"),
+        ("prompt", {"token_dim": 16}, "token_dim=16 does not fit this model; expected 32"),
+        ("prompt", {"num_virtual_tokens": 4}, r"prompt_embeddings has shape \(5, 32\), expected"),
+        ("prompt", {"num_virtual_tokens": None}, "num_virtual_tokens=None; expected an integer"),
+        ("prompt", {"modules_to_save": ["norm"]}, "modules_to_save=.* is not supported"),
+        ("prefix", {"num_attention_heads": 4}, "num_attention_heads=4 does not fit this model"),
+        ("prefix", {"num_layers": 2}, "num_layers=2 does not fit this model; expected 3"),
+        ("prefix", {"num_transformer_submodules": 2}, "num_transformer_submodules=2 does not fit"),
     ],
 )  # fmt: skip
-def test_what_would_change_the_logits_is_refused(base, folder, tmp_path, fields, message):
+def test_what_would_change_the_logits_is_refused(base, folders, tmp_path, kind, fields, message):
     with pytest.raises(InputError, match=message):
-        base.load_adapter(edited(folder, tmp_path / "a", **fields))
+        base.load_adapter(edited(folders[kind], tmp_path / "a", **fields))
     assert base.structure.adapter is None
+
+
+def test_a_copy_of_the_tied_embedding_must_equal_it(tiny_llama, base, tmp_path):
+    """Without ensure_weight_tying, peft trains one of the two, or each by itself."""
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    made_by_peft(tiny_llama, config, tmp_path / "one")
+    with pytest.raises(
+        InputError, match=r"lm_head\.weight is missing; here it is tied to the embed"
+    ):
+        base.load_adapter(tmp_path / "one")
+    config.modules_to_save = ["embed_tokens", "lm_head"]
+    made_by_peft(tiny_llama, config, tmp_path / "both")
+    with pytest.raises(InputError, match=r"lm_head\.weight differs from the embedding, to which"):
+        base.load_adapter(tmp_path / "both")
 
 
 def test_a_folder_without_safetensors_is_refused(base, folder, tmp_path):

@@ -188,6 +188,29 @@ def test_weights_trained_beside_lora_equal_peft(tmp_path):
     np.testing.assert_allclose(model.merged().logits(IDS), model.logits(IDS), atol=5e-4)
 
 
+def test_beside_quantized_weights_those_trained_whole_are_floats(tiny_llama, tmp_path):
+    """Logits and gradients are those beside the weights that the quantized ones stand for."""
+    config = PeftConfig(
+        method="dora", targets=("k_proj", "up_proj"), modules_to_save=("v_proj", "norm")
+    )
+    quantized = load_pretrained(tiny_llama, quantize="int4", quantize_group=16)
+    quantized.save_pretrained(tmp_path / "dense")
+    models = [
+        shaken(base.adapt(config), size=0.02)
+        for base in (quantized, load_pretrained(tmp_path / "dense"))
+    ]
+    batch = packed_batch(random_examples(8))
+    gradients = []
+    for model in models:
+        trained, frozen = separate(model.params)
+        sums = jax.jit(lambda t, f, s=model.structure: gradient_sums(s, t, Constants(f), batch)[0])
+        gradients.append(sums(trained, frozen))
+    np.testing.assert_allclose(models[0].logits(IDS), models[1].logits(IDS), atol=2e-4)
+    assert jax.tree.structure(gradients[0]) == jax.tree.structure(gradients[1])
+    for x, y in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-4 * float(jnp.abs(y).max()))
+
+
 def test_a_layer_cannot_be_adapted_and_trained_whole(base):
     config = PeftConfig(method="lora", modules_to_save=("q_proj",))
     with pytest.raises(InputError, match="q_proj has an adapter; leave it out of targets"):
