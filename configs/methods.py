@@ -4,7 +4,7 @@
     IFT_JAX_DATA=data ift study --config=methods:lora,dora,ia3 --workdir=runs/methods
     python benchmarks/peft_methods.py --study=runs/methods      # the table, with what each costs
 
-SmolLM2-135M-Instruct first learns three probes (stage1: 200 examples of each); from there every
+SmolLM2-135M-Instruct first learns three probes (stage1: 150 examples of each); from there every
 method learns the rating of the same 1,000 balanced Amazon reviews, in one pass. The tasks are those
 of configs/study.py. The second command is of some methods, beside full tuning; the first then goes
 on from there, in the same folder.
@@ -24,17 +24,18 @@ from ift_jax.errors import InputError
 _STUDY = runpy.run_path(str(Path(__file__).with_name("study.py")))
 _PROBES = ("names", "topic", "question_type")
 _METHODS = {
-    "lora": {"optimizer.peak_lr": 5e-4},
-    "dora": {"optimizer.peak_lr": 5e-4},
+    # Ten times the rate of full tuning (Schulman et al. 2025, LoRA without regret).
+    "lora": {"optimizer.peak_lr": 1e-3},
+    "dora": {"optimizer.peak_lr": 1e-3},
+    "ia3": {"optimizer.peak_lr": 1e-2},
     # The paper's rank of 256 would, at a width of 576, cost more than training all weights.
-    "vera": {"optimizer.peak_lr": 5e-3, "peft.rank": 64},
-    "ia3": {"optimizer.peak_lr": 5e-3},
-    "bottleneck": {"optimizer.peak_lr": 5e-4, "peft.rank": 64},
-    "bitfit": {"optimizer.peak_lr": 1e-3},
-    "norms": {"optimizer.peak_lr": 1e-3},
+    "vera": {"optimizer.peak_lr": 1e-2, "peft.rank": 64},
+    "bottleneck": {"optimizer.peak_lr": 1e-3, "peft.rank": 64},
+    "bitfit": {"optimizer.peak_lr": 5e-3},
+    "norms": {"optimizer.peak_lr": 5e-3},
     "selective": {"optimizer.peak_lr": 1e-4, "peft.targets": ("down_proj",)},
     "prompt": {
-        "optimizer.peak_lr": 1e-2,
+        "optimizer.peak_lr": 3e-2,
         "peft.prompt_text": "How many stars does the writer of this review give, from 1 to 5?",
     },
     "prefix": {"optimizer.peak_lr": 1e-2},

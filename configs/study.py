@@ -183,7 +183,7 @@ def get_config(extent="short"):
             "after": "stage1",
             "config": {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2},
         },
-        _adapter("lora", 5e-4),
+        _adapter("lora", 1e-3),
         {
             "name": "curve",
             "train_sizes": (*sizes, 2000, 4000) if extent == "full" else sizes,
@@ -193,7 +193,7 @@ def get_config(extent="short"):
         },
     )
     if extent in ("peft", "full"):
-        config.study.runs = (*config.study.runs, _adapter("dora", 5e-4), _adapter("ia3", 5e-3))
+        config.study.runs = (*config.study.runs, _adapter("dora", 1e-3), _adapter("ia3", 1e-2))
     if extent == "full":
         config.study.seeds = (0, 1, 2)
         l2sp = {"name": "l2sp", "after": "stage1", "config": {"remedies.l2sp_weight": 0.01}}
