@@ -25,14 +25,11 @@ from ift_jax.report.inspected import (
     preview_section,
     samples_section,
 )
+from ift_jax.report.mixing import mixing_section
 from ift_jax.report.palette import ROLES
-from ift_jax.report.scores import (
-    all_rows,
-    mixing_section,
-    parts_section,
-    scores_section,
-    sizes_section,
-)
+from ift_jax.report.rows import all_rows
+from ift_jax.report.scores import parts_section, scores_section
+from ift_jax.report.sizes import sizes_section
 
 WITHOUT_FIGURES = (
     "Figures are left out, since matplotlib is not installed: "

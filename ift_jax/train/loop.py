@@ -29,7 +29,14 @@ from ift_jax.train.fisher import stored_fisher
 from ift_jax.train.loss import Reference
 from ift_jax.train.optimizer import make_optimizer, make_schedule
 from ift_jax.train.selection import Chosen, choose, is_over, oriented_score
-from ift_jax.train.step import Constants, StepMetrics, make_step, place_state, reference_of
+from ift_jax.train.step import (
+    Constants,
+    StepMetrics,
+    TrainState,
+    make_step,
+    place_state,
+    reference_of,
+)
 from ift_jax.train.validation import Packed, Plan, divided, pack_split, sample, validate
 
 
@@ -67,16 +74,9 @@ def fit(
         ),
         donate_argnums=0,
     )
-    trained, base = separate(model.params)
-    anchor, fisher = _kept(config, workdir, mesh, model, data)
-    state = place_state(trained, optimizer, mesh)
     checkpoints = Checkpoints(workdir)
-    latest = checkpoints.latest()
-    if latest is not None:
-        state = checkpoints.restore(latest, state)
-        if FROZEN in base:
-            base = {**base, FROZEN: checkpoints.restore_frozen(latest, base[FROZEN])}
-    constants = Constants(base, anchor, fisher)
+    state, base = _restored(model, optimizer, mesh, checkpoints)
+    constants = Constants(base, *_kept(config, workdir, mesh, model, data))
     first = int(state.step)
     schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
@@ -122,6 +122,23 @@ def fit(
     checkpoints.close()
     print(f"step {chosen.step} is taken: {chosen.why}", file=sys.stderr)
     return model.with_params(combine(trained, base)), chosen
+
+
+def _restored(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, Params]:
+    """The state to go on from and the frozen weights: of the last checkpoint, or at the start."""
+    trained, base = separate(model.params)
+    state = place_state(trained, optimizer, mesh)
+    latest = checkpoints.latest()
+    if latest is not None:
+        state = checkpoints.restore(latest, state)
+        if FROZEN in base:
+            base = {**base, FROZEN: checkpoints.restore_frozen(latest, base[FROZEN])}
+    return state, base
 
 
 def _kept(
