@@ -233,7 +233,23 @@ class LanguageModel:
     def adapter_for(self, config: PeftConfig) -> Adapter:
         """The static half of an adapter for this model. Raises InputError as `adapt`."""
         host = self._host()
-        return Adapter.of(config, host.tensors, host.size)
+        return Adapter.of(config, host.tensors, host.size, self._token_ids(config.token_rows))
+
+    def _token_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        if not tokens:
+            return ()
+        if self.tokenizer is None:
+            raise InputError("config.peft.token_rows: this model's folder has no tokenizer")
+        ids: list[int] = []
+        for token in tokens:
+            found = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(found) != 1 or found[0] in ids:
+                raise InputError(
+                    f"config.peft.token_rows: {token!r} is the tokens {found}; expected one token, "
+                    "which no other name stands for"
+                )
+            ids += found
+        return tuple(ids)
 
     def _host(self) -> adapters.Host:
         c = self.structure.config

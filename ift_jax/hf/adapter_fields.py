@@ -15,6 +15,7 @@ from ift_jax.hf.adapter_places import (
     module_names,
     patterned,
     places,
+    token_rows,
     written_places,
 )
 from ift_jax.peft import ia3, vera
@@ -68,7 +69,7 @@ _FORMATS = {
         {
             *_PLACES,
             *("alpha_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "r"),
-            *("rank_pattern", "use_dora", "use_rslora"),
+            *("rank_pattern", "trainable_token_indices", "use_dora", "use_rslora"),
         },
         {
             *("ensure_weight_tying", "fan_in_fan_out", "megatron_config", "megatron_core"),
@@ -90,7 +91,6 @@ _FORMATS = {
             "lora_ga_config": (None,),
             "monteclora_config": (None,),
             "target_parameters": (None, []),
-            "trainable_token_indices": (None, [], {}),
             "use_bdlora": (None, False),
             "use_qalora": (False,),
             "velora_config": (None,),
@@ -178,6 +178,7 @@ def written_fields(adapter: Adapter, host: Host) -> dict[str, Any]:
             "lora_dropout": config.dropout,
             "peft_type": "LORA",
             "r": config.rank,
+            "trainable_token_indices": {r.name: list(r.ids) for r in adapter.rows} or None,
             "use_dora": method == "dora",
             "use_rslora": config.rank_scaling == "sqrt",
         }
@@ -259,7 +260,8 @@ def _read_lora(fields: Fields, host: Host, where: str) -> Plan:
         rank_scaling="sqrt" if root else "linear",
         **_named(sites, whole),
     )
-    return Plan(Adapter(config, sites, whole, host.size), ranks, scalings)
+    rows = token_rows(fields, host, whole, where)
+    return Plan(Adapter(config, sites, whole, host.size, rows=rows), ranks, scalings)
 
 
 def _read_vera(fields: Fields, host: Host, where: str) -> Plan:

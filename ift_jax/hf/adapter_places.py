@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ift_jax.errors import InputError
 from ift_jax.peft.adapter import Adapter
 from ift_jax.peft.sites import Site, selected
+from ift_jax.peft.whole import Rows, is_table
 
 Fields = Mapping[str, Any]
 
@@ -108,6 +109,38 @@ def _chosen(fields: Fields, sites: tuple[Site, ...], where: str) -> tuple[Site, 
         return selected(sites, found, layers, "targets")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def token_rows(fields: Fields, host: Host, saved: Sequence[Site], where: str) -> tuple[Rows, ...]:
+    """What trainable_token_indices names: rows of the tables whose names end with a name."""
+    stored = fields.get("trainable_token_indices") or {}
+    tables = [site for site in host.tensors if is_table(site)]
+    embedding = next(site.name for site in tables if site.path == "embedding")
+    asked = stored if isinstance(stored, dict) else {embedding: stored}
+
+    def wrong(why: str) -> InputError:
+        return InputError(f"{where}: trainable_token_indices={stored!r}: {why}")
+
+    found: list[Rows] = []
+    for name, ids in asked.items():
+        if any(other.endswith(name) for other in host.tied):
+            if ids not in [other for n, other in asked.items() if embedding.endswith(n)]:
+                raise wrong(f"{name} is tied to {embedding} here, and has the same rows")
+            continue
+        table = next((site for site in tables if site.name.endswith(name)), None)
+        if table is None:
+            raise wrong(f"{name} is no table of tokens; there are {[s.name for s in tables]}")
+        if not isinstance(ids, list):
+            raise wrong("expected a list of tokens")
+        size, width = table.out_shape
+        if not all(type(token) is int and 0 <= token < size for token in ids):
+            raise wrong(f"expected tokens of 0 to {size - 1}")
+        if not ids or len({*ids}) < len(ids) or table.name in {row.name for row in found}:
+            raise wrong("expected different tokens")
+        if table.name in {site.name for site in saved}:
+            raise wrong(f"modules_to_save trains all rows of {table.name}")
+        found.append(Rows(table.name, table.path, tuple(ids), width))
+    return tuple(found)
 
 
 def patterned(fields: Fields, field: str, name: str, default: Any, where: str) -> Any:

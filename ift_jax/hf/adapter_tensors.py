@@ -85,6 +85,9 @@ def entries(
             if site.path == "embedding":
                 for other in tied:
                     yield Entry(f"{_PREFIX}{other}.weight", part, part.shape, tied=True)
+    for row in adapter.rows:
+        full = f"{_PREFIX}{row.name}.token_adapter.trainable_tokens_delta"
+        yield Entry(full, trained["rows"][row.path], row.shape)
     for part in trained.get("virtual", {}).values():
         yield Entry("prompt_embeddings", part, part.shape)
 

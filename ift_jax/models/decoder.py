@@ -205,10 +205,12 @@ class Decoder(nnx.Module):
     """Token ids to hidden states and logits.
 
     `virtual` are keys and values that stand in front of every example (see
-    `ift_jax.peft.virtual`); positions count on from them.
+    `ift_jax.peft.virtual`); positions count on from them. `token_rows` are a few tokens [T] and
+    rows [T, D] that stand in for their rows of the embedding and of the output matrix, by path.
     """
 
     virtual: Virtual | None = None
+    token_rows: dict[str, tuple[Array, Array]] | None = None
     adapter_shared: Params
 
     def __init__(
@@ -352,12 +354,20 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token scores in float32."""
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.output_matrix.astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
+
+        def product(rows: Array) -> Array:
+            rows = rows.astype(hidden.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
+
+        scores = product(self.output_matrix)
+        trained = (self.token_rows or {}).get(
+            "embedding" if self.config.tie_embeddings else "output"
         )
+        if trained is not None:
+            # Beside the frozen matrix, so that its gradient, of all V rows, is never formed.
+            ids, rows = trained
+            scores = scores.at[..., ids].set(product(rows))
+        return scores
 
     def virtual_states(self, embeddings: Float[Array, "P D"]) -> Virtual:
         """Keys and values of trained embeddings at the first P positions."""
@@ -389,7 +399,14 @@ class Decoder(nnx.Module):
     def _enter(self, tokens: Array, positions: Array) -> tuple[Array, Array, Array]:
         """Embeddings of tokens that stand behind the virtual positions, and rotary tables."""
         virtual = 0 if self.virtual is None else self.virtual.k.shape[1]
-        return self._positioned(jnp.take(self.embedding[...], tokens, axis=0), positions + virtual)
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.compute.dtype)
+        trained = (self.token_rows or {}).get("embedding")
+        if trained is not None:
+            ids, rows = trained
+            found = tokens[..., None] == ids
+            own = rows.astype(x.dtype)[jnp.argmax(found, axis=-1)]
+            x = jnp.where(jnp.any(found, axis=-1, keepdims=True), own, x)
+        return self._positioned(x, positions + virtual)
 
     def _positioned(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
         x = x.astype(self.compute.dtype)
@@ -446,6 +463,7 @@ class Structure(NamedTuple):
         module.layers.adapter = adapter
         module.layers.adapter_arrays = nnx.data(adapter.layer_arrays(params, key))
         module.adapter_shared = nnx.data(adapter.shared_arrays(params))
+        module.token_rows = nnx.data(adapter.token_rows(params))
         if adapter.num_virtual:
             arrays = params[TRAINED]["virtual"]
             made = (

@@ -7,6 +7,7 @@ and parameters (training, scoring, generation) works with them as with any other
 
     adapter         layers   by linear layer: what a method trains there, [L, ...]
                     whole    weights that are trained themselves, in float32
+                    rows     of a few tokens, in embedding and output matrix, by path
                     virtual  of prompt and prefix tuning
     adapter_frozen  layers   as above
                     shared   one set of arrays for all layers
@@ -27,6 +28,7 @@ from ift_jax.peft import bitfit, bottleneck, dora, ia3, lora, vera, virtual, who
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.method import Linear, Method
 from ift_jax.peft.sites import Site, selected
+from ift_jax.peft.whole import Rows
 
 Tree = dict[str, Any]
 
@@ -49,6 +51,7 @@ class Adapter:
     Attributes:
         sites: the linear layers that the method changes.
         whole: the tensors that are trained themselves.
+        rows: of a few tokens, trained beside the adapter.
         size: layers L, width D, key/value heads K and head size H of the model.
         by_row: whether each row of a batch uses its own share of it; the branch "adapter_rows"
             of the parameters then has the factors [B, R] of the rows, see `peft.mixing`.
@@ -59,12 +62,19 @@ class Adapter:
     whole: tuple[Site, ...]
     size: tuple[int, int, int, int]
     by_row: bool = False
+    rows: tuple[Rows, ...] = ()
 
     @staticmethod
     def of(
-        config: PeftConfig, tensors: Iterable[Site], size: tuple[int, int, int, int]
+        config: PeftConfig,
+        tensors: Iterable[Site],
+        size: tuple[int, int, int, int],
+        token_ids: tuple[int, ...] = (),
     ) -> "Adapter":
         """The adapter that a config means for a model with these tensors.
+
+        Args:
+            token_ids: what `token_rows` names.
 
         Raises:
             InputError: if the config names what the model does not have.
@@ -88,7 +98,13 @@ class Adapter:
             raise InputError(
                 f"config.peft.modules_to_save: {min(both)} has an adapter; leave it out of targets"
             )
-        return Adapter(config, sites, kept, size)
+        rows = Rows.of(tensors, token_ids)
+        for row in rows:
+            if row.path in {site.path for site in kept}:
+                raise InputError(
+                    f"config.peft.token_rows: modules_to_save trains all rows of {row.name} already"
+                )
+        return Adapter(config, sites, kept, size, rows=rows)
 
     @property
     def method(self) -> Method:
@@ -129,6 +145,7 @@ class Adapter:
 
         trained: Tree = {"whole": leaves({k: v for s in self.whole for k, v in
                                           whole.shapes(s).items()})}  # fmt: skip
+        trained["rows"] = {r.path: leaf(r.shape, (None, "embed")) for r in self.rows}
         frozen: Tree = {}
         if self.num_virtual:
             trained["virtual"] = leaves(virtual.shapes(self.config, self.size))
@@ -149,6 +166,7 @@ class Adapter:
         """
         key = jax.random.key(seed)
         trained: Tree = {"layers": {}, "whole": whole.start(self.whole, weights)}
+        trained["rows"] = {row.path: row.start(weights) for row in self.rows}
         frozen: Tree = {"layers": {}}
         for site in self.sites:
             own = jax.random.fold_in(key, zlib.crc32(site.module.encode()))
@@ -203,6 +221,11 @@ class Adapter:
         """What all layers read alike."""
         return params.get(FROZEN, {}).get("shared", {})
 
+    def token_rows(self, params: Tree) -> dict[str, tuple[Array, Array]]:
+        """Tokens [T] and their trained rows [T, D], by the path of the table they stand for."""
+        trained = params[TRAINED].get("rows", {})
+        return {row.path: (jnp.array(row.ids), trained[row.path]) for row in self.rows}
+
     def _spread(self, x: Array, layers: tuple[int, ...]) -> Array:
         if len(layers) == self.num_layers:
             return x
@@ -247,6 +270,8 @@ class Adapter:
                 f"an adapter of method {self.config.method!r} cannot be merged into the weights"
             )
         weights = self.weights(params)
+        for row in self.rows:
+            weights = row.placed(weights, params[TRAINED]["rows"][row.path])
         frozen = params.get(FROZEN, {})
         for site in self.sites:
             shared, own = frozen.get("shared", {}), frozen.get("layers", {}).get(site.module, {})

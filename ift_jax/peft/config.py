@@ -14,7 +14,10 @@ Init = Literal["b_zero", "a_zero", "pissa"]
 
 # Which fields each method reads; any other field must be left at its default.
 _PLACES = {"targets", "layers"}
-_LORA = {"rank", "alpha", "dropout", "rank_scaling", "init", "b_lr_ratio", "modules_to_save"}
+_LORA = {
+    *("rank", "alpha", "dropout", "rank_scaling", "init", "b_lr_ratio", "modules_to_save"),
+    "token_rows",
+}
 _VIRTUAL = {"num_virtual_tokens", "prompt_text"}
 READS: dict[str, set[str]] = {
     "none": set(),
@@ -58,6 +61,8 @@ class PeftConfig:
         b_lr_ratio: how many times A's learning rate B gets (LoRA+, Hayou et al. 2024).
         modules_to_save: weights that are trained whole beside the adapter, named as targets
             are: "embed_tokens", "lm_head", "norm".
+        token_rows: tokens of which the rows of embedding and output matrix are trained beside
+            the adapter, and no other rows: those of a chat template that the base never saw.
         num_virtual_tokens: how many trained positions "prompt" and "prefix" put in front.
         prompt_text: their start: its tokens' embeddings, or keys and values, repeated or cut
             to length; "": random tokens' embeddings, or small random keys and values.
@@ -73,6 +78,7 @@ class PeftConfig:
     init: Init = "b_zero"
     b_lr_ratio: float = 1.0
     modules_to_save: tuple[str, ...] = ()
+    token_rows: tuple[str, ...] = ()
     num_virtual_tokens: int = 20
     prompt_text: str = ""
 

@@ -30,10 +30,11 @@ def plain_lora(adapter: Adapter, arrays: Tree) -> Part:
     Raises:
         InputError: for another method, and beside weights that are trained whole.
     """
-    if adapter.whole:
+    beside = [site.name for site in adapter.whole] + [row.name for row in adapter.rows]
+    if beside:
         raise InputError(
-            f"{adapter.whole[0].name} is trained whole beside the adapter (modules_to_save): merge "
-            "the adapter instead"
+            f"{beside[0]} is trained beside the adapter (modules_to_save, token_rows): merge the "
+            "adapter instead"
         )
     if adapter.config.method != "lora":
         method = adapter.config.method

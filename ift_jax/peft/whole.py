@@ -1,13 +1,14 @@
 """Weights trained whole: selective tuning, norm tuning, and what is trained beside an adapter.
 
-They are trained in float32 and stand in for the base's own, which stay frozen and unread.
+They are trained in float32 and stand in for the base's own, which stay frozen and unread. Of
+embedding and output matrix, it can be the rows of a few tokens alone.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ift_jax.models.quantization import dense_layers
 from ift_jax.peft.sites import Shapes, Site, replaced, taken
@@ -63,6 +64,48 @@ def written(weights: Tree, site: Site, part: Array) -> Tree:
     else:
         part = replaced(whole, part, site.cuts)
     return _with(weights, site.path.split("."), part)
+
+
+class Rows(NamedTuple):
+    """The rows of one table [V, D] that are trained.
+
+    Attributes:
+        name: of the table, as `Site.name`.
+        path: our array.
+        ids: the tokens, all different.
+        width: D.
+    """
+
+    name: str
+    path: str
+    ids: tuple[int, ...]
+    width: int
+
+    @staticmethod
+    def of(tensors: Sequence[Site], ids: tuple[int, ...]) -> tuple["Rows", ...]:
+        """These tokens' rows in every table that has one a token."""
+        tables = [site for site in tensors if is_table(site)]
+        return tuple(Rows(s.name, s.path, ids, s.out_shape[1]) for s in tables if ids)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the trained array."""
+        return len(self.ids), self.width
+
+    def start(self, weights: Tree) -> Float[Array, "T D"]:
+        """The rows of the weights themselves."""
+        return at_path(weights, self.path)[jnp.array(self.ids)].astype(jnp.float32)
+
+    def placed(self, weights: Tree, values: Float[Array, "T D"]) -> Tree:
+        """The weights' tree with these values in the rows; the tree that came stays as it is."""
+        table = at_path(weights, self.path)
+        changed = table.at[jnp.array(self.ids)].set(values.astype(table.dtype))
+        return _with(weights, self.path.split("."), changed)
+
+
+def is_table(site: Site) -> bool:
+    """Whether a tensor has a row a token: the embedding, and an output matrix of its own."""
+    return site.out_axes[:1] == ("vocab",)
 
 
 def at_path(tree: Tree, path: str) -> Any:

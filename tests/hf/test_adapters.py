@@ -83,6 +83,10 @@ CONFIGS = {
         r=2, target_modules="all-linear", ensure_weight_tying=True,
         modules_to_save=["embed_tokens", "layernorm", "layers.1.mlp"],
     ),
+    "with rows of tokens": peft.LoraConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices=[70, 7, 100],
+        modules_to_save=["model.norm"],
+    ),
     "dora": peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=LINEAR, use_dora=True, rank_pattern={"v_proj": 2},
         modules_to_save=["model.norm"],
@@ -125,6 +129,7 @@ OURS = [
         method="dora", rank=3, init="a_zero", targets=("v_proj", r".*\.[01]\.mlp\.down_proj"),
         modules_to_save=("k_proj", "input_layernorm"),
     ),
+    PeftConfig(method="dora", rank=3, targets=("v_proj",), token_rows=("b", "<|im_end|>", "a")),
     PeftConfig(method="vera", rank=8, modules_to_save=("embed_tokens",)),
     PeftConfig(method="vera", rank=8, layers=(0, 2), targets=("self_attn.v_proj", "up_proj")),
     PeftConfig(method="ia3"),
@@ -151,15 +156,19 @@ def test_a_folder_says_what_it_adapts(tiny_llama, base, tmp_path):
     assert_close(own_logits(by_itself.eval()), model.logits(IDS), base)
 
 
-def test_an_output_matrix_of_its_own_is_trained_whole(tmp_path):
+def test_an_output_matrix_of_its_own_is_trained(tmp_path):
     folder = save_variant(tmp_path / "untied", tie_word_embeddings=False)
     base = load_pretrained(folder)
-    config = peft.IA3Config(modules_to_save=["lm_head"])
-    expected = made_by_peft(folder, config, tmp_path / "theirs")
-    model = load_pretrained(folder).load_adapter(tmp_path / "theirs")
-    assert_close(model.logits(IDS), expected, base)
-    model.save_adapter(tmp_path / "ours")
-    assert_close(read_by_peft(folder, tmp_path / "ours"), expected, base)
+    rows = {"embed_tokens": [70, 7], "lm_head": [8, 9, 70]}
+    for name, config in (
+        ("whole", peft.IA3Config(modules_to_save=["lm_head"])),
+        ("rows", peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices=rows)),
+    ):
+        expected = made_by_peft(folder, config, tmp_path / name)
+        model = load_pretrained(folder).load_adapter(tmp_path / name)
+        assert_close(model.logits(IDS), expected, base)
+        model.save_adapter(tmp_path / f"our-{name}")
+        assert_close(read_by_peft(folder, tmp_path / f"our-{name}"), expected, base)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +176,8 @@ def test_an_output_matrix_of_its_own_is_trained_whole(tmp_path):
     [
         ("lora", {"data": 8}),
         *((name, {"data": 2, "fsdp": 2, "tensor": 2})
-          for name in ("with weights trained whole", "dora", "vera", "ia3", "prompt", "prefix")),
+          for name in ("with weights trained whole", "with rows of tokens", "dora", "vera", "ia3",
+                       "prompt", "prefix")),
     ],
 )  # fmt: skip
 def test_adapters_load_and_are_saved_on_meshes(tiny_llama, base, tmp_path, name, sizes):
@@ -229,6 +239,11 @@ def folders(tiny_llama, tmp_path_factory, folder):
         ("lora", {"modules_to_save": ["j"]}, "trains model.layers.0.self_attn.q_proj whole, which"),
         ("lora", {"modules_to_save": ["("]}, "modules_to_save: no regular expression"),
         ("lora", {"modules_to_save": ["norm"]}, r"layers.0.input_layernorm.weight is missing"),
+        ("lora", {"trainable_token_indices": [258]}, "expected tokens of 0 to 257"),
+        ("lora", {"trainable_token_indices": [3, 3]}, "expected different tokens"),
+        ("lora", {"trainable_token_indices": {"lm_head": [3]}}, "lm_head is tied to .*embed"),
+        ("lora", {"trainable_token_indices": {"norm": [3]}}, "norm is no table of tokens; there"),
+        ("lora", {"trainable_token_indices": [3]}, "trainable_tokens_delta is missing"),
         ("lora", {"use_dora": True}, "lora_magnitude_vector is missing"),
         ("lora", {"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
         ("lora", {"lora_gamma": 3}, "unknown field lora_gamma=3; it may change the logits"),
