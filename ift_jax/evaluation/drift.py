@@ -111,10 +111,19 @@ def drift_values(
     base: LanguageModel, tuned: LanguageModel, texts: NeutralTexts | None, mesh: Mesh | None
 ) -> dict[str, float]:
     """Both signs, as metrics.jsonl holds them: weight_drift and kl_from_base."""
-    values = {"weight_drift": weight_drift(base.params, tuned.merged().params)["all"]}
+    moved = _moved(base, tuned)
+    values = {"weight_drift": moved["all"]} if moved else {}
     if texts is not None and len(texts.measured.lengths):
         values["kl_from_base"] = kl_from_base(base, tuned, texts, mesh).value
     return values
+
+
+def _moved(base: LanguageModel, tuned: LanguageModel) -> dict[str, float]:
+    """How far the weights moved; {} beside an adapter that no weights express."""
+    adapter = tuned.structure.adapter
+    if adapter is not None and not adapter.can_merge:
+        return {}
+    return weight_drift(base.params, tuned.merged().params)
 
 
 def drift_entries(
@@ -134,8 +143,8 @@ def drift_entries(
     if texts is not None and len(texts.measured.lengths):
         kl = kl_from_base(base, tuned, texts, mesh)
         entries.append({"measure": "KL from the base on neutral text, nats/token", **kl._asdict()})
-    moved = weight_drift(base.params, tuned.merged().params)
-    for path in ["all", *(path for path in moved if path != "all")]:
+    moved = _moved(base, tuned)
+    for path in sorted(moved, key=lambda path: path != "all"):
         which = "all weights" if path == "all" else path
         entries.append({"measure": f"relative L2 distance of {which}", "value": moved[path]})
     return [{"model": name, **entry} for entry in entries]

@@ -19,7 +19,7 @@ from ift_jax.hf.adapter_places import (
     written_places,
 )
 from ift_jax.peft import ia3, vera
-from ift_jax.peft.adapter import METHODS, Adapter
+from ift_jax.peft.adapter import Adapter
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import Site
 
@@ -217,12 +217,11 @@ def written_fields(adapter: Adapter, host: Host) -> dict[str, Any]:
                 "token_dim": kv_heads * head_size,
             }
     else:
-        mergeable = method not in METHODS or METHODS[method].merged is not None
         raise InputError(
             f"peft has no folder format for an adapter of method {method!r}; known: {_known()}. "
             + (
                 "Write the merged model instead (--merge_adapter, save_pretrained)"
-                if mergeable
+                if adapter.can_merge
                 else "Use the run's workdir, which --adapter and load_adapter take"
             )
         )

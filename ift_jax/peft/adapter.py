@@ -121,6 +121,12 @@ class Adapter:
         """Positions that stand in front of every example."""
         return self.config.num_virtual_tokens if self.config.method in virtual.METHODS else 0
 
+    @property
+    def can_merge(self) -> bool:
+        """Whether the model's own weights can express it."""
+        method = METHODS.get(self.config.method)
+        return not self.num_virtual and (method is None or method.merged is not None)
+
     def shapes(self) -> Tree:
         """The branches of `params` that it adds, as jax.ShapeDtypeStruct leaves in float32."""
         return self._branches(lambda shape, _: jax.ShapeDtypeStruct(shape, "float32"))
@@ -265,7 +271,7 @@ class Adapter:
             InputError: for a method that no weights of this model can express.
         """
         method = METHODS.get(self.config.method)
-        if self.num_virtual or (method is not None and method.merged is None):
+        if not self.can_merge:
             raise InputError(
                 f"an adapter of method {self.config.method!r} cannot be merged into the weights"
             )
