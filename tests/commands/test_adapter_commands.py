@@ -47,7 +47,7 @@ def test_an_adapter_run_is_exported_for_peft_and_merged_for_transformers(place, 
     assert np.abs(np.asarray(beside) - np.asarray(logits)).max() > 0.02
 
 
-@pytest.mark.parametrize("method", ["vera", "ia3"])
+@pytest.mark.parametrize("method", ["vera", "ia3", "prefix"])
 def test_a_run_of_another_method_is_exported_for_peft_and_used_from_there(
     place, tiny_llama, method
 ):

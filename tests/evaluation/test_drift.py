@@ -69,6 +69,15 @@ def test_an_adapter_at_its_start_has_not_drifted(base, texts):
     assert values == pytest.approx({"weight_drift": 0.0, "kl_from_base": 0.0}, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["prompt", "bottleneck"])
+def test_an_adapter_that_no_weights_express_drifts_on_text_alone(base, texts, method):
+    adapted = base.adapt(PeftConfig(method=method))
+    assert set(drift_values(base, adapted, texts, None)) == {"kl_from_base"}
+    [entry] = drift_entries("tuned", base, adapted, texts, None)
+    assert entry["measure"] == "KL from the base on neutral text, nats/token"
+    assert not drift_entries("tuned", base, adapted, None, None)
+
+
 def test_entries_are_what_a_report_reads(base, tuned, texts):
     entries = drift_entries("tuned", base, tuned, texts, None)
     for entry in entries:
