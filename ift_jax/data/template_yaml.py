@@ -16,6 +16,10 @@ else:
     _BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+MAX_REPEATED_CHARS = 2**20  # that aliases may add to a file
+MAX_PROBLEM_CHARS = 300
+
+
 class TemplateFields(NamedTuple):
     """What stood under a `!Template`, and the file's line on which it began."""
 
@@ -57,7 +61,7 @@ def read_template_file(path: str | PathLike[str]) -> dict[str, TemplateFields]:
         InputError: If the file cannot be read or does not hold templates.
     """
     try:
-        document = yaml.load(Path(path).read_bytes(), Loader=_Loader)
+        document = _load(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except yaml.MarkedYAMLError as error:
@@ -78,5 +82,49 @@ def read_template_file(path: str | PathLike[str]) -> dict[str, TemplateFields]:
     return {str(key): fields for key, fields in templates.items()}
 
 
+def _load(text: bytes) -> Any:
+    """The document as plain values; None for an empty one."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded_size(node, len(text) + MAX_REPEATED_CHARS, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, most: int, sizes: dict[int, int]) -> int:
+    """Characters and nodes below a node, what an alias repeats counted each time.
+
+    Ten lines of aliases to aliases stand for a billion nodes, which whoever prints or merges them
+    would meet one by one.
+
+    Args:
+        sizes: of the nodes that were seen, by id; 0 while a node's own parts are counted.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise yaml.constructor.ConstructorError(
+                None, None, "an alias stands inside what it repeats", node.start_mark
+            )
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    if isinstance(node, yaml.ScalarNode):
+        size = 1 + len(node.value)
+    else:
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        size = 1 + sum(_expanded_size(part, most, sizes) for part in parts)
+    if size > most:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"its aliases repeat more than {MAX_REPEATED_CHARS:,} characters",
+            node.start_mark,
+        )  # fmt: skip
+    sizes[id(node)] = size
+    return size
+
+
 def _one_line(problem: object) -> str:
-    return " ".join(str(problem).split())
+    return " ".join(str(problem).split())[:MAX_PROBLEM_CHARS]

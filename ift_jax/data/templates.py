@@ -22,6 +22,7 @@ from ift_jax.errors import InputError
 
 METADATA_KEYS = ("choices_in_prompt", "languages", "metrics", "original_task")
 REQUIRED_KEYS = ("name", "jinja", "answer_choices")
+MAX_NAME_CHARS = 100  # that messages show of a name
 MIN_LEAK_CHARS = 8  # a shorter target may stand in a prompt by chance
 
 
@@ -154,7 +155,7 @@ class Template:
     def where(self) -> str:
         """Where a person finds the template."""
         line = f", line {self.line}" if self.line else ""
-        return f"{self.file}{line}: template {self.name!r}"
+        return f"{self.file}{line}: template {self.name[:MAX_NAME_CHARS]!r}"
 
     def _replies(
         self,
@@ -230,7 +231,9 @@ def read_templates(path: str | PathLike[str]) -> list[Template]:
 
 def _template(file: str, key: str, fields: TemplateFields) -> Template:
     values, line = fields
-    where = f"{file}, line {line}: template {values.get('name', key)!r}"
+    name = values.get("name")
+    called = name if isinstance(name, str) else key
+    where = f"{file}, line {line}: template {called[:MAX_NAME_CHARS]!r}"
     for required in REQUIRED_KEYS:
         if required not in values:
             hint = (
@@ -306,7 +309,9 @@ def lint(
             first = first_with.setdefault((template.file, kind, text), template)
             if first is not template:
                 line = f" of line {first.line}" if first.line else ""
-                problems.append(f"the same {kind} as template {first.name!r}{line}")
+                problems.append(
+                    f"the same {kind} as template {first.name[:MAX_NAME_CHARS]!r}{line}"
+                )
         findings += [f"{template.where}: {problem}" for problem in problems]
     return findings
 

@@ -1,5 +1,6 @@
 import math
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,59 @@ def test_a_file_that_is_wrong_is_refused_by_a_line_that_says_where(write, old, n
 def test_what_is_no_template_file_is_refused(write, content):
     with pytest.raises(InputError):
         load_templates(write(content))
+
+
+def bomb(first, more, levels=9):
+    """YAML whose aliases to aliases stand for 10**levels values."""
+    lines = [f"  - &b0 {first}"]
+    lines += [f"  - &b{i} {more.replace('B', f'*b{i - 1}')}" for i in range(1, levels)]
+    return "bomb:\n" + "\n".join(lines) + "\n"
+
+
+TEN = "[" + ",".join("B" * 10) + "]"
+LANGUAGES = "metadata: !TemplateMetadata {languages: *b8}"
+
+
+@pytest.mark.parametrize(
+    ("before", "old", "new", "message"),
+    [
+        (bomb("[x]", TEN), "name: second", "name: *b8", "line 8: its aliases repeat more"),
+        (bomb("[x]", TEN), "metadata: !TemplateMetadata {}", LANGUAGES, "aliases repeat more"),
+        (bomb("{a: 1}", "{<<: [B, B]}", 24), "", "", "aliases repeat more"),
+        (f"long: &b0 {'x' * 2000}\nall: [{', '.join(['*b0'] * 2000)}]\n", "", "", "line 2: its"),
+        ("", "dataset: d", "dataset: &l [*l]", "line 1: an alias stands inside what it repeats"),
+    ],
+)
+def test_a_file_that_aliases_blow_up_is_refused_at_once(write, before, old, new, message):
+    path = write(before + FILE.replace(old, new, 1))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message) as caught:
+        load_templates(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 300
+    assert peak < 20e6
+
+
+def test_aliases_that_repeat_little_are_read(write):
+    path = write(FILE.replace("metadata: !TemplateMetadata {}", "metadata: *m").replace(
+        "metadata: !TemplateMetadata", "metadata: &m !TemplateMetadata", 1))  # fmt: skip
+    first, second = load_templates(path).values()
+    assert first.metadata == second.metadata
+    assert first.metadata["languages"] == ["en"]
+
+
+def test_messages_show_the_beginning_of_a_long_name_only(write):
+    with pytest.raises(InputError, match="the key 'jinja' is missing") as caught:
+        load_templates(write(FILE.replace('    jinja: "{{ y }} ||| b"\n', "").replace(
+            "name: second", f"name: {'x' * 10_000}")))  # fmt: skip
+    assert len(str(caught.value)) < 400
+    template = Template("x" * 10_000, "{{ y }} ||| b")
+    assert len(str(template.render_batch([{}])[0])) < 400
+    named = FILE.replace("name: second", f"name: [{', '.join(['x'] * 5000)}]")
+    with pytest.raises(InputError, match="template 'key-2': name is of type list") as caught:
+        load_templates(write(named))
+    assert len(str(caught.value)) < 400
 
 
 def test_a_missing_file_is_refused(tmp_path):
