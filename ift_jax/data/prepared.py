@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,11 @@ def set_key(config: DataConfig, chat: Chat) -> dict[str, str]:
         InputError: for templates that cannot be read.
     """
     sources: list[list[str]] = []
+    digest_of = cache(_source_digest)  # for this call only: files change between two
     for task, source in sourced_tasks(config):
         for _, where, hub_split in task_sources(task, source):
             names = [where] if isinstance(where, str) else list(where)
-            sources.append([task.name, hub_split, *map(_source_digest, _resolved(names))])
+            sources.append([task.name, hub_split, *map(digest_of, _resolved(names))])
     known = all(all(one[2:]) for one in sources)
     templates = [
         # The metadata decide what a record is split by.
@@ -108,7 +109,6 @@ def _resolved(names: list[str]) -> list[str]:
         return [""]
 
 
-@lru_cache(maxsize=1024)
 def _source_digest(name: str) -> str:
     if name.startswith("hub:"):
         return hub_revision(name)

@@ -155,12 +155,9 @@ def changed(what, config, folder, chat):
 
 @pytest.mark.parametrize("what", ["sources", "templates", "tokenizer", "options"])
 def test_a_set_made_from_something_else_is_refused(what, config, folder, chat, tmp_path):
-    from ift_jax.data.prepared import _source_digest
-
     out = tmp_path / "set"
     prepare(config, chat, out)
     before = files(out)
-    _source_digest.cache_clear()
     other, other_chat = changed(what, config, folder, chat)
     with pytest.raises(InputError, match=f"prepared from other {what}"):
         load_data(replace(other, prepared=str(out)), other_chat)
