@@ -27,7 +27,8 @@ class TaskConfig:
         format: what a record is: "columns" (labelled columns, for templates),
             "prompt_completion", "messages", "sharegpt", "alpaca", "superni" or "text"; "" is
             columns where templates are given, and else told from the first record.
-        train_turns: of a conversation, "all" assistant turns, the "last" one, or "all_text".
+        train_turns: of a conversation, "all" assistant turns, the "last" one, or "all_text":
+            turns of every role. What follows the assistant's last turn is left out in each.
         templates: a file of the promptsource format, or the name of one that ships with
             ift_jax ("reviews", "sentiment", "topic", ...; see ift_jax/templates).
         template_names: those of the file to use; () uses all.

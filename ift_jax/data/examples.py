@@ -248,8 +248,8 @@ def from_conversations(
 ) -> list[Example]:
     """Examples of records that are conversations, instructions or plain text.
 
-    The answer of an example is its last trained turn; what comes after it is context for
-    nothing and is left out.
+    The answer of an example is the last of the assistant's turns that are trained; what comes
+    after it is context for nothing and is left out, also where all text is trained.
 
     Args:
         marks: gets those of each example, by its origin.
@@ -303,7 +303,7 @@ def _turns(conversation: Conversation, *, whole: bool) -> Turns:
         for m in conversation.messages
     ]
     trained = [i for i, m in enumerate(conversation.messages) if m.trained]
-    last = trained[-1]
+    last = max(i for i in trained if conversation.messages[i].role == "assistant")
     if conversation.tools:
         offer = "You can call these tools:\n" + "\n".join(
             json.dumps(tool, ensure_ascii=False) for tool in conversation.tools

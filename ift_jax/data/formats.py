@@ -1,9 +1,9 @@
 """Turns records of the known instruction formats into conversations.
 
-Assistant turns are trained, tool calls among them; system, user and tool turns never are. Which
-assistant turns, says `train_turns`. Two assistant turns in a row are allowed (a tool call and a
-remark, a long answer in pieces), and so is a conversation that ends with the user: that end is
-context for nothing, and is kept as it is.
+Assistant turns are trained, tool calls among them; system, user and tool turns are by "all_text"
+only. Which assistant turns, says `train_turns`. Two assistant turns in a row are allowed (a tool
+call and a remark, a long answer in pieces), and so is a conversation that ends with the user: that
+end is context for nothing, and is kept as it is.
 """
 
 import difflib
@@ -94,8 +94,8 @@ def to_conversations(
         record: As read from a source.
         fmt: One of FORMATS except "columns", whose records need templates.
         train_turns: "all" trains every assistant turn, "last" the last one, "all_text" every
-            turn of any role. Assistant turns inside a `prompt` are context: only "all_text"
-            trains them.
+            turn of any role (an example ends with the assistant's last, see `examples`).
+            Assistant turns inside a `prompt` are context: only "all_text" trains them.
 
     Raises:
         InputError: If fmt or train_turns is none of these.

@@ -46,7 +46,7 @@ from ift_jax.data.sources import resolve_sources
 from ift_jax.data.store import Chosen, Store
 from ift_jax.errors import InputError, one_line
 
-VERSION = 3  # of the files below; part of the key
+VERSION = 4  # of the files below; part of the key
 MIN_SHARDS = 8  # so that as many hosts can write and read their own
 SHARD_TOKENS = 2**24
 _HELD_OUT = ("validation", "test")

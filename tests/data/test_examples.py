@@ -148,6 +148,25 @@ def test_all_text_trains_every_token(chat, tmp_path):
     assert examples.num_targets.tolist() == (examples.lengths - 1).tolist()
 
 
+@pytest.mark.parametrize("last", [AGAIN, {"role": "tool", "content": "sunny"}])
+def test_all_text_puts_no_other_role_into_the_assistants_mouth(chat, tmp_path, last):
+    for more in ([last], [last, last]):
+        data = built(chat, tmp_path, [{"messages": [USER, BOT, *more]}], train_turns="all_text")
+        ids, trained = data.tokens("train").get(0)
+        assert trained.all()
+        assert chat.tokenizer.decode(ids) == chat.tokenizer.apply_chat_template(
+            [USER, BOT], tokenize=False
+        ).removesuffix("\n")
+        (example,) = data.examples("train")
+        assert example.completion == "Red."
+    tools = [{"name": "add"}]  # their description becomes the first turn
+    data = built(
+        chat, tmp_path, [{"messages": [USER, BOT, last], "tools": tools}], train_turns="all_text"
+    )
+    (example,) = data.examples("train")
+    assert (example.messages[-1], example.completion) == (USER, "Red.")
+
+
 def test_plain_text_gets_no_chat_format_but_an_end(chat, tmp_path):
     data = built(chat, tmp_path, [{"text": "Once upon a time."}])
     assert trained_texts(data) == [["Once upon a time.<|im_end|>"]]
