@@ -19,6 +19,7 @@ import hashlib
 import json
 import pickle
 import random
+import re
 import struct
 import sys
 from collections import Counter
@@ -202,6 +203,8 @@ def seed(jinja: str, record: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+# Jinja's words for a list that is asked for an element by a number that is text.
+_TEXT_INDEX = re.compile(r"'(list|tuple) object' has no attribute '-?\d+(\.0*)?'")
 _REASONS: dict[type[Exception], str] = {
     MemoryError: "too_large",
     PrintedNone: "printed_none",
@@ -223,6 +226,9 @@ def describe(error: Exception, record: Any) -> str:
             return text
         case jinja2.TemplateSyntaxError():
             return f"line {error.lineno} of the template: {text}"
+        case jinja2.UndefinedError() if _TEXT_INDEX.match(text):
+            hint = "cells of CSV files are text; write answer_choices[label | int]"
+            return f"UndefinedError: {text}: this number is text ({hint})"
     return f"{type(error).__name__}: {text}"
 
 

@@ -140,6 +140,24 @@ def test_a_rejection_for_a_missing_column_names_it_and_the_columns_there_are():
         Template("t", "{{ reviw }} ||| a").render({"stars": 1, "review": "r"})
 
 
+def test_a_choice_by_a_number_that_is_text_is_rejected_with_the_remedy():
+    """As every cell of a CSV file is."""
+    by_label = "{{ a }} ||| {{ answer_choices[label] }}"
+    template = Template("t", by_label, "no ||| yes")
+    assert template.render({"a": "x", "label": 1}).completion == "yes"
+    remedy = r"write answer_choices\[label \| int\]"
+    for label in ("1", "-1", "1.0"):
+        with pytest.raises(TemplateRejection, match=remedy) as caught:
+            template.render({"a": "x", "label": label})
+        assert caught.value.reason == "template_error"
+        mended = Template("t", by_label.replace("label", "label | int"), "no ||| yes")
+        assert mended.render({"a": "x", "label": label}).completion == "yes"
+    for label in (5, "yes"):
+        with pytest.raises(TemplateRejection) as caught:
+            template.render({"a": "x", "label": label})
+        assert "int" not in str(caught.value)
+
+
 def test_a_record_with_the_reserved_column_is_rejected():
     (result,) = Template("t", "a ||| b").render_batch([{"answer_choices": []}])
     assert result.reason == "record_has_answer_choices"
