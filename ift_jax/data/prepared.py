@@ -1,6 +1,7 @@
 """Prepared sets: packed rows in ArrayRecord shards, written once and read by any number of hosts.
 
-    index.json                 what the set was made from (its key), and the digest of each file
+    index.json                 what the set was made from (its key), the digest of each file, and
+                               that of the index itself
     rows-00000-of-00008.array_record, ...
     validation.jsonl, test.jsonl, exemplars.jsonl    examples for scoring
     card.json, rejected.jsonl  as in a workdir
@@ -206,6 +207,7 @@ def _join(
     _write_examples(folder / "exemplars.jsonl", _exemplars(data))
     card = write_card(data, folder)
     index["files"] = [_file_entry(folder / name) for name in _FILES]
+    index["digest"] = _digest(index)
     replace_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
     store.close()
     return card
@@ -321,7 +323,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The index of a prepared set.
 
     Raises:
-        InputError: if the folder holds none.
+        InputError: if the folder holds none, or one that was changed since it was written.
     """
     path = folder / "index.json"
     if not path.exists():
@@ -330,9 +332,18 @@ def read_index(folder: Path) -> dict[str, Any]:
             "`ift data --config=C --output=DIR`"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+    key = index.get("key") if isinstance(index, dict) else None
+    whole = isinstance(key, dict)
+    if isinstance(key, dict) and key.get("version") == str(
+        VERSION
+    ):  # others go by other rules, and are refused
+        whole = index.pop("digest", "") == _digest(index)
+    if not whole:
+        raise InputError(f"{path}: is not as it was written; prepare the set anew")
+    return index
 
 
 def _refuse_other(

@@ -237,6 +237,32 @@ def test_damage_is_named(config, chat, tmp_path):
         [rows[number] for number in range(rows.rows_per_epoch)]
 
 
+def test_an_index_that_was_edited_is_refused(config, chat, tmp_path):
+    out = tmp_path / "set"
+    prepare(config, chat, out)
+    path = out / "index.json"
+    written = path.read_text()
+    index = json.loads(written)
+    shards = [{**shard, "rows": shard["rows"] + 1} for shard in index["shards"]]
+    for edited, says in (
+        ({**index, "row_length": 64}, "is not as it was written; prepare the set anew"),
+        ({**index, "prefix": [1, 2]}, "is not as it was written"),
+        ({**index, "shards": shards}, "is not as it was written"),
+        ({**index, "key": {**index["key"], "sources": ""}}, "is not as it was written"),
+        ({**index, "key": {**index["key"], "version": "3"}}, "by another version of ift_jax"),
+        ({name: index[name] for name in index if name != "digest"}, "is not as it was written"),
+        ({"digest": index["digest"]}, "is not as it was written"),
+        ([], "is not as it was written"),
+    ):
+        path.write_text(json.dumps(edited))
+        with pytest.raises(InputError, match=says):
+            load_data(replace(config, prepared=str(out)), chat)
+        with pytest.raises(InputError, match=says):
+            prepare(config, chat, out)
+    path.write_text(json.dumps(json.loads(written)))  # laid out otherwise, the same index
+    load_data(replace(config, prepared=str(out)), chat)
+
+
 # Pieces
 
 
