@@ -37,6 +37,7 @@ INDEX = np.dtype(
         ("content", "u8", 2),
         ("exact", "u8", 2),
         ("key", "u8", 2),
+        ("asked", "u8"),  # half a digest
         ("group", "u8", 2),
         ("label", "i4"),  # in Collected.labels
         ("own_split", "i1"),  # in OWN_SPLITS
@@ -242,6 +243,7 @@ def _index(
                 _halves(example.content),
                 _halves(example.exact),
                 _halves(example.key),
+                _halves(example.asked)[0],
                 _halves(example.group),
                 label_codes.setdefault(example.label, len(label_codes)),
                 own,

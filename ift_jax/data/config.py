@@ -54,8 +54,9 @@ class TaskConfig:
             of no effect for a split that has a source of its own.
         repeats: "exact" drops records whose texts are those of an earlier record, character by
             character; "loose" also those that differ in case and spacing only; "keep" none.
-        near_duplicates: records are dropped whose text shares this much of its word
-            3-grams with another's (Jaccard index, such as 0.8); 0 keeps them. Of two in different
+        near_duplicates: records are dropped whose prompts show what shares this much of its word
+            3-grams with another's (Jaccard index, such as 0.8); 0 keeps them. What columns, or
+            turns, of two have in common as a whole does not count. Of two in different
             splits that of test stays, then that of validation; a source of its own for a split
             loses none to itself.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.

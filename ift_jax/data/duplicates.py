@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ _WORD = re.compile(rf"[{UNSPACED}]|[^{BREAKS}{UNSPACED}]+")
 
 _WORDS_PER_CHUNK = 2**16  # keeps the arrays of one chunk in the processor's cache
 _RECALL_AT_THRESHOLD = 0.98
+_Ngrams = frozenset[tuple[str, ...]]
 _MAX_READS = 100  # candidates a text is compared with in full, the most alike by sketch first
 
 
@@ -70,6 +71,7 @@ def near_duplicates(
     num_permutations: int = 128,
     ngram: int = 3,
     seed: int = 0,
+    parts: Sequence[Sequence[str]] = (),
     ranks: Sequence[int] = (),
     intact: Collection[int] = (),
 ) -> list[NearDuplicate]:
@@ -97,6 +99,8 @@ def near_duplicates(
         ngram: Words in an n-gram. With 3, one changed word amid 12 leaves an index of 0.54,
             amid 40 of 0.85; with 5, 0.23 and 0.76.
         seed: Of the hash functions; changes only which few pairs are missed.
+        parts: What each text is joined of, such as a passage and a question. A part that two rows
+            both have says nothing of whether the rest is alike, so it is left out of both.
         ranks: One a row: of rows that are alike one with the lowest rank stays.
         intact: Ranks whose rows never drop each other.
 
@@ -125,6 +129,7 @@ def near_duplicates(
         rows[dropped]: (rows[kept], similarity)
         for dropped, kept, similarity in _near_matches(
             [texts[row] for row in rows],
+            lambda place: parts[rows[place]] if parts else [texts[rows[place]]],
             [ranks[row] for row in rows],
             intact,
             threshold,
@@ -214,7 +219,7 @@ def _words(text: str, ngram: int) -> list[str]:
     return words + [""] * (ngram - len(words))
 
 
-def _ngram_set(text: str, ngram: int) -> frozenset[tuple[str, ...]]:
+def _ngram_set(text: str, ngram: int) -> _Ngrams:
     words = _words(text, ngram)
     return frozenset(zip(*(words[k:] for k in range(ngram)), strict=False))
 
@@ -291,6 +296,7 @@ def _evaluation_index(
 
 def _near_matches(
     texts: Sequence[str],
+    parts_of: Callable[[int], Sequence[str]],
     ranks: Sequence[int],
     intact: Collection[int],
     threshold: float,
@@ -306,8 +312,8 @@ def _near_matches(
     sketch_floor = threshold - 4 * math.sqrt(threshold * (1 - threshold) / num_permutations)
 
     @functools.lru_cache(maxsize=10_000)
-    def ngrams(row: int) -> frozenset[tuple[str, ...]]:
-        return _ngram_set(texts[row], ngram)
+    def ngrams(row: int) -> frozenset[_Ngrams]:
+        return frozenset(_ngram_set(part, ngram) for part in parts_of(row))
 
     kept_in_bucket: dict[int, array[int]] = {}
     for row in np.flatnonzero((buckets_TB >= 0).any(axis=1)).tolist():
@@ -319,14 +325,20 @@ def _near_matches(
         agreement = (signatures_TP[candidates] == signatures_TP[row]).mean(axis=1)
         best_first = np.argsort(-agreement, kind="stable")[:_MAX_READS]
         for other in candidates[best_first[agreement[best_first] >= sketch_floor]].tolist():
-            num_shared = len(ngrams(row) & ngrams(other))
-            similarity = num_shared / (len(ngrams(row)) + len(ngrams(other)) - num_shared)
+            similarity = _similarity(ngrams(row), ngrams(other))
             if similarity >= threshold:
                 yield row, other, similarity
                 break
         else:
             for bucket in buckets:
                 kept_in_bucket.setdefault(bucket, array("q")).append(row)
+
+
+def _similarity(one: frozenset[_Ngrams], other: frozenset[_Ngrams]) -> float:
+    """The Jaccard index of what two rows say in the parts that they do not have in common."""
+    own = _Ngrams().union(*(one - other))
+    its = _Ngrams().union(*(other - one))
+    return len(own & its) / len(own | its) if own or its else 1.0
 
 
 def _signatures(

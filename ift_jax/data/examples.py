@@ -31,12 +31,15 @@ class Example:
         turns: what is said, and what of it is trained.
         choices: what the answer is chosen from; () for free text.
         label: the value that subsets are balanced or stratified by.
-        text: what the record says, without template; near-duplicates are found by it.
+        text: what decides the split, without template.
         key: digest of the text that must not stand in two splits.
         group: digest of what decides the split; the key itself, unless records are grouped.
         content: digest of all that the example is made from, case and spacing apart.
         exact: the same digest of it as it is, character by character.
         origin: file and line of the record.
+        texts: what the prompts show of the record, without template: the columns that they read,
+            or what is said to the assistant. Near-duplicates are found by it.
+        asked: digest of `texts`; equal for examples with one question.
         shots: solved examples that stand before the question, among the messages.
         own_turns: where the example's own turns begin among the messages, behind the shots.
     """
@@ -52,6 +55,8 @@ class Example:
     content: str
     exact: str
     origin: str
+    texts: tuple[str, ...] = ()
+    asked: str = ""
     shots: int = 0
     own_turns: int = 0
 
@@ -66,9 +71,10 @@ class Example:
         return self.turns.completion
 
     def said(self) -> list[str]:
-        """What the record says, without template, and all that the assistant says."""
+        """What decides the split, what the prompts show without template, and all answers."""
         answers = tuple(m for m in self.messages if m["role"] == "assistant")
-        return [self.text, *self.turns._replace(messages=answers).texts()]
+        asked = dict.fromkeys([self.text, "\n".join(self.texts)])
+        return [*asked, *self.turns._replace(messages=answers).texts()]
 
     def with_messages(self, messages: tuple[Message, ...]) -> "Example":
         """The same with other turns before the answer."""
@@ -145,13 +151,15 @@ def from_templates(
     results: list[list[Example]] = [[] for _ in records]
     # An inverted template asks with the label and answers with the text.
     asking = [t for t in templates if t.metadata.get("original_task") is not False] or templates
-    split_columns = task.split_by or sorted({c for t in asking for c in t.prompt_columns})
+    prompt_columns = sorted({c for t in asking for c in t.prompt_columns})
+    split_columns = task.split_by or prompt_columns
     all_columns = sorted({c for t in templates for c in t.columns})
-    digests = [_digests(task, record, split_columns, all_columns) for record in records]
-    for record in records:
+    digests = [_digests(task, r, split_columns, prompt_columns, all_columns) for r in records]
+    for record, digest in zip(records, digests, strict=True):
         asked = _texts(record.fields, split_columns)
         shown = _texts(record.fields, all_columns)
-        marks[record.origin] = record_marks(asked, shown, record.fields)
+        prompts = digest.texts if task.split_by else ()
+        marks[record.origin] = record_marks(asked, prompts, shown, record.fields)
     for template, numbers in zip(templates, chosen, strict=True):
         outcomes = template.render_batch(
             [records[n].fields for n in numbers],
@@ -178,6 +186,8 @@ def from_templates(
                     content=digests[number].content,
                     exact=digests[number].exact,
                     origin=record.origin,
+                    texts=digests[number].texts,
+                    asked=digests[number].asked,
                 )
             )
     return [example for examples in results for example in examples]
@@ -189,16 +199,25 @@ class _Digests(NamedTuple):
     group: str
     content: str
     exact: str
+    texts: tuple[str, ...]
+    asked: str
 
 
 def _digests(
-    task: TaskConfig, record: Record, split_columns: Sequence[str], all_columns: Sequence[str]
+    task: TaskConfig,
+    record: Record,
+    split_columns: Sequence[str],
+    prompt_columns: Sequence[str],
+    all_columns: Sequence[str],
 ) -> _Digests:
     texts = _texts(record.fields, split_columns)
     key = split_key(*texts)
     whole = _texts(record.fields, all_columns)
     group = _group(task, record, key)
-    return _Digests("\n".join(texts), key, group, content_key(*whole), _exact(whole))
+    prompts = tuple(_texts(record.fields, prompt_columns))
+    asked = split_key(*prompts) if task.split_by else key
+    text = "\n".join(texts)
+    return _Digests(text, key, group, content_key(*whole), _exact(whole), prompts, asked)
 
 
 def _exact(texts: list[str]) -> str:
@@ -274,7 +293,12 @@ def from_conversations(
             to_assistant = [m["content"] for m in turns.messages if m["role"] != "assistant"]
             asked = _texts(record.fields, task.split_by) or to_assistant or said[-1:]
             key = split_key(*asked)
-            marks[origin] = record_marks(asked, said, {} if fmt == "superni" else record.fields)
+            texts = [
+                m["content"] for m in turns.messages if m["role"] not in ("assistant", "system")
+            ] or said[-1:]
+            prompts = texts if task.split_by else ()
+            fields = {} if fmt == "superni" else record.fields
+            marks[origin] = record_marks(asked, prompts, said, fields)
             if not task.split_by:
                 marks[origin] |= turn_marks(to_assistant)
             examples.append(
@@ -290,6 +314,8 @@ def from_conversations(
                     content=content_key(*said),
                     exact=_exact(said),
                     origin=origin,
+                    texts=tuple(texts),
+                    asked=split_key(*texts) if task.split_by else key,
                 )
             )
     return examples

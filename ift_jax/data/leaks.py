@@ -17,8 +17,9 @@ from ift_jax.data.duplicates import UNSPACED
 from ift_jax.data.splits import BREAKS, split_key
 
 # What a digest is of: text that must not be shown if the record is held out; that only if no other
-# record of its task says it; text that is shown if the record is trained.
-HELD, HELD_IF_OWN, SHOWN = 1, 2, 4
+# record of its task says it, as told by keys, or by keys and what prompts show; text that is shown
+# if the record is trained.
+HELD, HELD_IF_OWN, SHOWN, HELD_IF_ALONE = 1, 2, 4, 8
 MARKS = np.dtype([("record", "i8"), ("digest", "u8"), ("kind", "u1")])
 MIN_WORDS = 5  # a shorter text may be a label, or stand in two records by chance
 
@@ -27,7 +28,9 @@ _LONG = re.compile(rf"(?:[{BREAKS}]*+(?:[{UNSPACED}]|[^{BREAKS}{UNSPACED}]++)){{
 _BEGINNING = 0x5BD1E9955BD1E995  # tells a whole conversation from the beginning of one
 
 
-def record_marks(asked: Sequence[str], shown: Iterable[str], fields: Mapping[str, Any]) -> Marks:
+def record_marks(
+    asked: Sequence[str], prompts: Sequence[str], shown: Iterable[str], fields: Mapping[str, Any]
+) -> Marks:
     """What one record holds out and shows.
 
     Held out are the record as a whole, `asked` as a whole, and each of several texts in it that no
@@ -35,6 +38,8 @@ def record_marks(asked: Sequence[str], shown: Iterable[str], fields: Mapping[str
 
     Args:
         asked: the texts that decide the split.
+        prompts: what the prompts show, where something else decides the split: held out too,
+            all of it and each text, where no other record has it.
         shown: all texts that are trained or stand in a prompt.
         fields: of the record; {} if many examples are made of it.
     """
@@ -45,6 +50,10 @@ def record_marks(asked: Sequence[str], shown: Iterable[str], fields: Mapping[str
         _mark(marks, text, HELD if len(asked) == 1 else HELD_IF_OWN)
     if len(asked) > 1:
         _mark(marks, "\n".join(asked), HELD | SHOWN)
+    for text in prompts:
+        _mark(marks, text, HELD_IF_ALONE)
+    if len(prompts) > 1:
+        _mark(marks, "\n".join(prompts), HELD_IF_ALONE | SHOWN)
     if fields:
         marks[_number(repr(sorted(fields.items())))] = HELD | SHOWN
     return marks
@@ -88,14 +97,15 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def own_texts(marks: NDArray[Any], key_of: NDArray[np.int64]) -> NDArray[np.bool_]:
+def own_texts(marks: NDArray[Any], key_of: NDArray[np.int64], kind: int) -> NDArray[np.bool_]:
     """Which marks are held because no record with another key says the same.
 
     Args:
         marks: MARKS [m]; of one task.
         key_of: int64 [m]; a number for the key of each mark's record.
+        kind: which of the marks are asked about.
     """
-    candidates = np.flatnonzero(marks["kind"] & HELD_IF_OWN)
+    candidates = np.flatnonzero(marks["kind"] & kind)
     pairs = np.stack([marks["digest"][candidates], key_of[candidates].astype("u8")], axis=1)
     distinct = np.unique(pairs, axis=0)
     digests, counts = np.unique(distinct[:, 0], return_counts=True)

@@ -240,7 +240,7 @@ def _read_examples(path: Path, task: str, store: Store, chat: Chat) -> Chosen:
                 continue
             turns = fields["turns"]
             turns["messages"], turns["earlier"] = tuple(turns["messages"]), tuple(turns["earlier"])
-            fields["choices"] = tuple(fields["choices"])
+            fields["choices"], fields["texts"] = tuple(fields["choices"]), tuple(fields["texts"])
             examples.append(Example(**{**fields, "turns": Turns(**turns)}))
     tokens = encode_examples(chat, examples)
     numbers = [store.append(e, t) for e, t in zip(examples, tokens, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from ift_jax.data.collect import OWN_SPLITS, Collected, hex_digest
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.duplicates import contaminated, near_duplicates, num_words
 from ift_jax.data.examples import Example
-from ift_jax.data.leaks import HELD, SHOWN, leaking, own_texts
+from ift_jax.data.leaks import HELD, HELD_IF_ALONE, HELD_IF_OWN, SHOWN, leaking, own_texts
 from ift_jax.data.splits import assign_split, take_subset
 from ift_jax.errors import InputError
 
@@ -21,6 +21,7 @@ _DROPPED = -1
 # Keep digests of keys and groups apart from those of texts.
 _KEY, _GROUP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
+_T = TypeVar("_T")
 ExampleOf = Callable[[int], Example]
 
 
@@ -37,10 +38,10 @@ class Selected:
     removed: Mapping[str, int]
 
 
-class _Texts(Sequence[str]):
-    """A text of each of some examples, fetched when it is asked for."""
+class _Texts(Sequence[_T]):
+    """Text of each of some examples, fetched when it is asked for."""
 
-    def __init__(self, numbers: NDArray[np.int64], text_of: Callable[[int], str]) -> None:
+    def __init__(self, numbers: NDArray[np.int64], text_of: Callable[[int], _T]) -> None:
         self.numbers, self.text_of = numbers, text_of
 
     def __len__(self) -> int:
@@ -159,7 +160,8 @@ def _near(
     if task.near_duplicates:
         rows = _first_of_records(index, split != _DROPPED)
         found = near_duplicates(
-            _Texts(index["number"][rows], lambda number: example_of(number).text),
+            _Texts(index["number"][rows], lambda number: "\n".join(example_of(number).texts)),
+            parts=_Texts(index["number"][rows], lambda number: example_of(number).texts),
             threshold=task.near_duplicates,
             ranks=split[rows].tolist(),
             intact=[_PRECEDENCE.index(name) for name in OWN_SPLITS if name and task.has_own(name)],
@@ -197,9 +199,13 @@ def _leaks(
             everywhere = np.ones(len(records), bool)
             marks.append((np.arange(len(records)) + first, digest, everywhere, everywhere))
         place = np.searchsorted(records, found.marks["record"])
-        _, keys = np.unique(index["key"][firsts], axis=0, return_inverse=True)
         kind = found.marks["kind"]
-        held = (kind & HELD > 0) | own_texts(found.marks, keys.reshape(-1)[place])
+        held = kind & HELD > 0
+        keys = index["key"][firsts]
+        asked = np.column_stack([keys, index["asked"][firsts]])
+        for names, mark in ((keys, HELD_IF_OWN), (asked, HELD_IF_ALONE)):
+            _, codes = np.unique(names, axis=0, return_inverse=True)
+            held |= own_texts(found.marks, codes.reshape(-1)[place], mark)
         marks.append((place + first, found.marks["digest"], held, kind & SHOWN > 0))
         first += len(records)
     record, digest, held, shown = map(np.concatenate, zip(*marks, strict=True))
@@ -224,12 +230,11 @@ def _contaminated(
         for task, index, split in zip(tasks, indices, splits, strict=True)
         if task.name in config.decontaminate
     ]
-    # One by one, so that the share of a question that leaks does not depend on its answer. What
-    # is shorter than a run is compared whole by `_leaks`.
+    # What is shorter than a run is compared whole by `_leaks`.
     evaluation = {
         text: None
         for number in np.concatenate(held_out).tolist()
-        for text in example_of(number).said()
+        for text in _held_out(example_of(number))
         if num_words(text) >= config.decontaminate_ngram
     }
     rows = [np.flatnonzero(split == train) for split in splits]
@@ -245,6 +250,11 @@ def _contaminated(
     for leak in found:
         dropped[task_of[leak.train]][places_of[leak.train]] = True
     return dropped
+
+
+def _held_out(example: Example) -> list[str]:
+    """What must not be trained, text by text: the share of one does not depend on the others."""
+    return [*example.said(), *example.texts]
 
 
 def _subset(

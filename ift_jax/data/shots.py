@@ -15,6 +15,7 @@ from ift_jax.data.store import Chosen
 from ift_jax.data.tokenization import Encoded
 
 EXEMPLARS = 1024  # training examples a template that prompts choose their exemplars from
+_LOOKED_AT = 64  # others of the pool, where the first ones drawn ask the example's own question
 _CHUNK = 2048  # prompts that are tokenized at a time
 
 
@@ -34,8 +35,8 @@ def add_shots(
     """The training split with solved examples before those that draw some.
 
     Each example draws one of `train_shots`, and that many others of the split and of its own
-    template, by a hash of its content. As many of them stand before it as `max_length` has room
-    for.
+    template, by a hash of its content; none with its own question or key. As many of them stand
+    before it as `max_length` has room for.
 
     Returns:
         The split, and of the examples that drew shots, how many lack how many of them.
@@ -67,10 +68,18 @@ def _generator(example: Example, seed: int) -> np.random.Generator:
 
 
 def _drawn(example: Example, pool: Chosen, count: int, rng: np.random.Generator) -> list[Example]:
-    """`count` others of the pool, or as many as there are."""
-    wanted = min(count + 1, len(pool))
-    picked = [pool[int(i)] for i in rng.choice(len(pool), wanted, replace=False)]
-    return [other for other in picked if other.origin != example.origin][:count]
+    """`count` others of the pool that ask something else, or as many as are found."""
+    for wanted in (count + 1, count + _LOOKED_AT):
+        picked = rng.choice(len(pool), min(wanted, len(pool)), replace=False).tolist()
+        others = [other for other in map(pool.__getitem__, picked) if not _alike(example, other)]
+        if len(others) >= count:
+            break
+    return others[:count]
+
+
+def _alike(one: Example, other: Example) -> bool:
+    """Whether they are of one record, or ask the same: one would show the other's answer."""
+    return one.origin == other.origin or one.key == other.key or one.asked == other.asked
 
 
 def _fitting(

@@ -130,7 +130,8 @@ def test_reasoning_is_part_of_what_is_said(chat, tmp_path):
     assert data.tasks[0].removed["duplicates"] == 1
     assert [r.reason for r in data.tasks[0].rejected] == ["special_token"]
     assert "Any colour will do." in {text for e in data.examples("train") for text in e.said()}
-    shown = built(thinking_chat(KEEPS), tmp_path, records[:2], train_shots=(1,))
+    different = [records[0], {"messages": [AGAIN, other]}]
+    shown = built(thinking_chat(KEEPS), tmp_path, different, train_shots=(1,))
     for example in shown.examples("train"):
         assert "reasoning_content" in example.messages[1]
 

@@ -237,6 +237,32 @@ def test_a_conversation_and_its_continuation_are_not_in_two_splits(folder):
     assert counts(folder.build(forks, task=task))["in_other_split"] == 0
 
 
+def test_a_question_is_held_out_also_where_something_else_decides_the_split(folder):
+    """But not what several records of the task show."""
+    (folder.path / "pairs.yaml").write_text(
+        TEMPLATES.replace("Review: {{ text }}", "Review: {{ passage }} {{ text }}")
+    )
+    passage, other = "A passage of six words here.", "Quite another passage, of seven words."
+    asked = [f"Is this question number {n}?" for n in range(10)]
+    pairs = [{"passage": passage, "text": text, "stars": 1, "title": "Lamp"} for text in asked]
+    pairs += [{**pairs[7], "stars": 2}, {**pairs[0], "passage": other, "text": "And now?"}]
+    alone = [{"prompt": text, "completion": "Yes."}
+             for text in (asked[3], passage, asked[7], other, "Something else.")]  # fmt: skip
+    task = {"templates": str(folder.path / "pairs.yaml"), "split_by": ("title",)}
+    tasks = {"a": (pairs, {**ALL_TEST, **task}), "b": (alone, {**ALL_TRAIN, **RECORD_FORMAT})}
+    assert rows_of(several(folder, tasks), "train", 1) == {2, 5}
+    # Within the task what decides the split goes on deciding alone, whatever prompts share.
+    one = [{**pair, "text": "Is this what all of them ask?", "title": f"Lamp {n}"}
+           for n, pair in enumerate(pairs)]  # fmt: skip
+    whole = several(folder, {"a": (one, {**THIRDS, **task, "repeats": "keep"})})
+    assert rows_of(whole, "train") | rows_of(whole, "test") == set(range(1, 13))
+    # In conversations these are the turns that are not the assistant's.
+    chats = [{"prompt": text, "completion": "Yes.", "id": f"{n}"} for n, text in enumerate(asked)]
+    by_id = {**ALL_TEST, **RECORD_FORMAT, "format": "prompt_completion", "split_by": ("id",)}
+    data = several(folder, {"a": (chats, by_id), "b": tasks["b"]})
+    assert rows_of(data, "train", 1) == {2, 4, 5}
+
+
 # Repeats and leaks
 
 
@@ -295,6 +321,41 @@ def test_near_duplicates_are_dropped_and_counted_where_asked(folder):
     data = folder.build(records, task={**fractions, "near_duplicates": 0.8})
     assert counts(data)["near_duplicates"] == 2
     assert len([p for p in prompts(data, "train") if "my cat" in p]) == 1
+
+
+def test_records_that_share_a_column_are_near_duplicates_by_the_others(folder):
+    (folder.path / "pairs.yaml").write_text(
+        TEMPLATES.replace("Review: {{ text }}", "Review: {{ passage }} {{ text }}")
+    )
+    texts = [f"What did she say on day {n} of {n + 7}?" for n in range(20)]
+    near = LONG.replace("three", "four")
+    records = [{"passage": LONG, "text": text, "stars": 1, "title": "Lamp"} for text in texts]
+    records += [{**records[0], "passage": near}, {**records[0], "stars": 2}]
+    task = {**ALL_TRAIN, "templates": str(folder.path / "pairs.yaml"), "near_duplicates": 0.8}
+    for split_by in (("title",), ("text",), ()):
+        data = folder.build(records, task={**task, "split_by": split_by})
+        assert counts(data)["near_duplicates"] == 2
+        assert {e.texts[1] for e in data.examples("train")} == set(texts)
+
+
+def test_training_text_that_holds_what_an_evaluated_prompt_shows_is_dropped(folder):
+    """Whatever column decides the split of either task."""
+    (folder.path / "pairs.yaml").write_text(
+        TEMPLATES.replace("Review: {{ text }}", "Review: {{ passage }} {{ text }}")
+    )
+    passage = " ".join(f"w{n}" for n in range(60))
+    fine = "A lamp, and nothing that anybody else has said about any lamp before this day."
+    held_out = [{"passage": passage, "text": LONG, "stars": 1, "title": "Lamp"}]
+    trained = [review(f"So: {LONG}", title="b"), review(fine, title="c"),
+               review(f"So: {passage}", title="d")]  # fmt: skip
+    pairs = {"templates": str(folder.path / "pairs.yaml"), **ALL_TEST, "weight": 0.0}
+    for evaluated, other in ((("title",), ("text",)), (("text",), ("title",)), ((), ("title",))):
+        tasks = {"probe": (held_out, {**pairs, "split_by": evaluated}),
+                 "rating": (trained, {**ALL_TRAIN, "split_by": other})}  # fmt: skip
+        assert rows_of(several(folder, tasks), "train", 1) == {1, 2, 3}
+        # Each of several texts by itself: the question is a third of the whole.
+        data = several(folder, tasks, decontaminate=("probe",), decontaminate_overlap=0.5)
+        assert rows_of(data, "train", 1) == {2}
 
 
 def test_training_text_that_holds_evaluation_text_is_dropped(folder):

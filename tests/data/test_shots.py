@@ -36,6 +36,28 @@ def test_shots_are_solved_examples_of_the_same_split_and_template(folder):
     assert all(e.shots == 0 for s in ("validation", "test") for e in data.examples(s))
 
 
+@pytest.mark.parametrize("split_by", ["text", "number"])
+def test_no_shot_asks_the_question_of_its_example(folder, split_by):
+    """The key tells it, or what the prompt shows; the most that others can give is drawn."""
+    records = [{**one, "stars": 1 + n, "number": f"{n} of {i}"}
+               for i, one in enumerate(reviews(3)) for n in range(5)]  # fmt: skip
+    task = {**ALL_TRAIN, "train_shots": (9,), "split_by": (split_by,)}
+    train = folder.build(records, task=task, max_length=4096).examples("train")
+    assert [e.shots for e in train] == [9] * 15
+    for example in train:
+        assert question(example) not in [m["content"] for m in example.messages[:-1]]
+
+
+def test_no_shot_has_the_key_of_its_example(folder):
+    """Which may be less than what the prompt shows, such as a question without its choices."""
+    task = {**ALL_TRAIN, "train_shots": (6,), "split_by": ("title",)}
+    train = folder.build(reviews(21), task=task, max_length=4096).examples("train")
+    key_of = {question(e): e.key for e in train}
+    assert [e.shots for e in train] == [6] * 21
+    for example in train:
+        assert example.key not in [key_of[m["content"]] for m in example.messages[:-1:2]]
+
+
 def test_only_the_answer_to_the_last_question_is_trained(folder, chat):
     data = folder.build(reviews(10), task={**ALL_TRAIN, "train_shots": (2,)}, max_length=2048)
     tokens = data.tokens("train")
