@@ -75,8 +75,9 @@ def fit(
         donate_argnums=0,
     )
     checkpoints = Checkpoints(workdir)
+    kept = _kept(config, workdir, mesh, model, data)
     state, base = _restored(model, optimizer, mesh, checkpoints)
-    constants = Constants(base, *_kept(config, workdir, mesh, model, data))
+    constants = Constants(base, *kept)
     first = int(state.step)
     schedule = make_schedule(config.optimizer, num_steps)
     log = MetricsLog(workdir, first)
@@ -130,7 +131,10 @@ def _restored(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Params]:
-    """The state to go on from and the frozen weights: of the last checkpoint, or at the start."""
+    """The state to go on from and the frozen weights: of the last checkpoint, or at the start.
+
+    It takes the model's trained arrays, which cannot be read afterwards.
+    """
     trained, base = separate(model.params)
     state = place_state(trained, optimizer, mesh)
     latest = checkpoints.latest()
