@@ -19,6 +19,7 @@ from ift_jax.data.examples import (
     from_conversations,
     from_templates,
     load_task_templates,
+    of_a_class,
 )
 from ift_jax.data.fitting import Fitted, fit_examples
 from ift_jax.data.leaks import MARKS, Marks
@@ -176,6 +177,7 @@ def collect(
             found.num_records += sum(_num_records(row, fmt) for row in taken)
             if chunk % part[1] == part[0]:
                 rejected = [row for row in taken if isinstance(row, Rejected)]
+                records = of_a_class(task, records, rejected)
                 marks: dict[str, Marks] = {}
                 if templates:
                     made = from_templates(

@@ -60,7 +60,8 @@ class TaskConfig:
             splits that of test stays, then that of validation; a source of its own for a split
             loses none to itself.
         train_size, validation_size, test_size: records to keep of each split; 0 keeps all.
-        balance_by: a column whose values get equal counts in every subset; "" for none.
+        balance_by: a column whose values get equal counts in every subset; "" for none. Records
+            without a value are rejected.
         balance_fill: a value that runs out of records leaves its turns to the others, instead of
             being an error.
         stratify_by: a column whose values keep their shares in every subset.

@@ -227,9 +227,27 @@ def _exact(texts: list[str]) -> str:
 def _group(task: TaskConfig, record: Record, key: str) -> str:
     """What decides the split; a record without a value belongs to no group but its own."""
     values = [record.fields.get(column) for column in task.group_by]
-    if all(value is None or value == "" or value != value for value in values):  # NaN is not NaN
-        return key
-    return split_key(*map(str, values))
+    return key if all(map(_is_missing, values)) else split_key(*map(str, values))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or value != value  # NaN is not NaN
+
+
+def of_a_class(
+    task: TaskConfig, records: Sequence[Record], rejected: list[Rejected]
+) -> list[Record]:
+    """The records that have a value to be balanced by; no value is no class of its own."""
+    if not task.balance_by:
+        return list(records)
+    detail = f"no value in {task.balance_by!r}, which the task's balance_by names"
+    missing = [_is_missing(record.fields.get(task.balance_by)) for record in records]
+    rejected += [
+        Rejected(record.origin, "no_class", detail)
+        for record, is_missing in zip(records, missing, strict=True)
+        if is_missing
+    ]
+    return [r for r, is_missing in zip(records, missing, strict=True) if not is_missing]
 
 
 def _texts(fields: Mapping[str, Any], columns: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """From files to splits of examples: what is kept, where it goes, and that the card counts it."""
 
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -216,6 +217,20 @@ def test_subsets_are_balanced_and_the_smaller_is_in_the_larger(folder):
         chosen[size] = set(prompts(data, "train"))
         assert len(data.examples("test")) > 20  # of a size of 0, all are kept
     assert chosen[10] < chosen[25] < chosen[50]
+
+
+@pytest.mark.parametrize("nothing", [None, "", math.nan])
+def test_records_without_a_value_to_balance_by_are_rejected_and_counted(folder, nothing):
+    records = [{**r, "kind": ("a", "b", nothing)[n % 3]} for n, r in enumerate(reviews(60))]
+    data = folder.build(
+        records, task={"balance_by": "kind", "train_size": 20, "validation_fraction": 0.0},
+        max_rejected=0.5,
+    )  # fmt: skip
+    assert Counter(e.label for e in data.examples("train")) == {"a": 10, "b": 10}
+    assert pipeline.card(data)["tasks"]["rating"]["rejected"] == {"no_class": 20}
+    assert "no value in 'kind', which the task's balance_by names" in folder.refusal(
+        records, task={"balance_by": "kind", "train_size": 20}
+    )
 
 
 def test_a_subset_stays_when_records_are_shuffled(folder):
