@@ -5,6 +5,7 @@ neither half needs more memory for a larger set than about a hundred bytes an ex
 hosts can each take their part of the chunks; joined, the parts are what one host would make.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from ift_jax.data.leaks import MARKS, Marks
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.sources import read_records
 from ift_jax.data.store import Store
+from ift_jax.data.template_sandbox import Timeouts
 from ift_jax.data.templates import Template
 from ift_jax.errors import InputError
 
@@ -163,6 +165,7 @@ def collect(
     templates = load_task_templates(task)
     found = Collected()
     label_codes: dict[str, int] = {}
+    timeouts: Timeouts = Counter()  # of all chunks: a template that often hangs is given up
     pieces, mark_pieces = [np.zeros(0, INDEX)], [np.zeros(0, MARKS)]
     fmt, chunk = "", 0
     for split, where, hub_split in task_sources(task, source):
@@ -182,7 +185,7 @@ def collect(
                 if templates:
                     made = from_templates(
                         task, templates, records, config.seed, rejected, marks,
-                        chat.most_characters(config.max_length),
+                        chat.most_characters(config.max_length), timeouts,
                     )  # fmt: skip
                 else:
                     made = from_conversations(task, fmt, records, rejected, marks)

@@ -14,6 +14,7 @@ from ift_jax.data.formats import detect_format, to_conversations
 from ift_jax.data.leaks import Marks, mark_shown, record_marks, turn_marks
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.splits import content_key, split_key
+from ift_jax.data.template_sandbox import Timeouts
 from ift_jax.data.templates import Rendered, Template, load_templates, read_templates
 from ift_jax.errors import InputError
 
@@ -137,12 +138,13 @@ def from_templates(
     rejected: list[Rejected],
     marks: dict[str, Marks],
     max_chars: int = 0,
+    timeouts: Timeouts | None = None,
 ) -> list[Example]:
     """Applies the templates; a record that does not render is rejected, with the reason.
 
     Args:
         marks: gets those of each record, by its origin.
-        max_chars: see `Template.render_batch`.
+        max_chars, timeouts: see `Template.render_batch`.
     """
     chosen: list[list[int]] = [[] for _ in templates]
     for number, record in enumerate(records):
@@ -165,6 +167,7 @@ def from_templates(
             [records[n].fields for n in numbers],
             max_chars,
             compatible=task.template_mode == "compatible",
+            timeouts=timeouts,
         )
         for number, outcome in zip(numbers, outcomes, strict=True):
             record = records[number]

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -28,6 +29,7 @@ MAX_CHUNK_BYTES = 2**20
 MAX_RECORD_BYTES = 8 * 2**20
 MAX_REPLY_BYTES = 2**26
 MAX_TIMEOUTS_IN_A_ROW = 3
+MAX_TIMEOUTS = 10  # of one template in a build
 
 
 class Success(NamedTuple):
@@ -46,7 +48,7 @@ class Failure(NamedTuple):
 
 Reply = Success | Failure
 Source = tuple[str, str | None, bool]  # jinja, answer_choices, strict
-
+Timeouts = Counter[Source]  # records that ran out of time
 
 Shorten = Callable[[Success], Reply]
 
@@ -57,20 +59,22 @@ def render_records(
     strict: bool,
     records: Sequence[Mapping[str, Any]],
     shorten: Shorten = lambda reply: reply,
+    timeouts: Timeouts | None = None,
 ) -> list[Reply]:
     """Renders each record in this process's worker; replies in the records' order.
 
-    After three records in a row that ran out of time the rest are not tried: a data
-    set of 100,000 would otherwise take a day to be rejected.
+    After three records in a row that ran out of time, or ten in all, the rest are not tried: a
+    data set of 100,000 would otherwise take a day to be rejected.
 
     Args:
+        timeouts: of earlier calls, to which this one's are added; without them it starts anew.
         shorten: what to keep of a reply, as soon as it has come: replies are bounded in size one
             by one only.
     """
     # A forked child must not write into its parent's pipes, so renderers go by process.
     renderer = _RENDERERS.setdefault(os.getpid(), Renderer())
     with renderer.lock:
-        return renderer.render((jinja, answer_choices, strict), records, shorten)
+        return renderer.render((jinja, answer_choices, strict), records, shorten, timeouts)
 
 
 class Renderer:
@@ -80,25 +84,36 @@ class Renderer:
         self.lock = threading.Lock()
         self._worker: _Worker | None = None
         self._timeouts_in_a_row = 0
+        self._timeouts: Timeouts = Counter()
 
     def render(
         self,
         source: Source,
         records: Sequence[Mapping[str, Any]],
         shorten: Shorten = lambda reply: reply,
+        timeouts: Timeouts | None = None,
     ) -> list[Reply]:
         replies: list[Reply] = []
         self._timeouts_in_a_row = 0
+        self._timeouts = Counter() if timeouts is None else timeouts
         for chunk in _chunks(records):
             if isinstance(chunk, Failure):
                 replies.append(chunk)
             else:
                 replies += self._render_chunk(source, chunk, shorten)
-            if self._timeouts_in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
-                message = f"not tried: {MAX_TIMEOUTS_IN_A_ROW} records in a row ran out of time"
+            if given_up := self._given_up(source):
+                message = f"not tried: {given_up} ran out of time"
                 replies += [Failure("timeout", message)] * (len(records) - len(replies))
                 break
         return replies
+
+    def _given_up(self, source: Source) -> str:
+        """The records because of which a template is tried no longer, or ""."""
+        if self._timeouts[source] >= MAX_TIMEOUTS:
+            return f"{MAX_TIMEOUTS} records"
+        if self._timeouts_in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
+            return f"{MAX_TIMEOUTS_IN_A_ROW} records in a row"
+        return ""
 
     def close(self) -> None:
         if self._worker:
@@ -108,10 +123,10 @@ class Renderer:
     def _render_chunk(
         self, source: Source, chunk: Sequence[bytes], shorten: Shorten
     ) -> list[Reply]:
-        """Fewer replies than records only where too many records in a row ran out of time."""
+        """Fewer replies than records only where the template is given up."""
         replies: list[Reply] = []
         died_at = -1
-        while len(replies) < len(chunk) and self._timeouts_in_a_row < MAX_TIMEOUTS_IN_A_ROW:
+        while len(replies) < len(chunk) and not self._given_up(source):
             answered, exit_status = self._exchange(source, chunk[len(replies) :], shorten)
             replies += answered
             if answered:
@@ -120,6 +135,7 @@ class Renderer:
                 limit_s = template_worker.MAX_CPU_SECONDS
                 replies.append(Failure("timeout", f"rendering took more than {limit_s:g} s"))
                 self._timeouts_in_a_row += 1
+                self._timeouts[source] += 1
             elif exit_status is not None and died_at < len(replies):
                 died_at = len(replies)  # perhaps somebody else killed it: try the record again
             elif exit_status is not None:

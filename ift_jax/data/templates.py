@@ -16,7 +16,14 @@ from typing import Any
 import jinja2
 
 from ift_jax.data import template_analysis
-from ift_jax.data.template_sandbox import Failure, Reply, Shorten, Success, render_records
+from ift_jax.data.template_sandbox import (
+    Failure,
+    Reply,
+    Shorten,
+    Success,
+    Timeouts,
+    render_records,
+)
 from ift_jax.data.template_yaml import TemplateFields, read_template_file
 from ift_jax.errors import InputError
 
@@ -113,11 +120,17 @@ class Template:
         return result
 
     def render_batch(
-        self, records: Iterable[Mapping[str, Any]], max_chars: int = 0, *, compatible: bool = False
+        self,
+        records: Iterable[Mapping[str, Any]],
+        max_chars: int = 0,
+        *,
+        compatible: bool = False,
+        timeouts: Timeouts | None = None,
     ) -> list[Rendered | TemplateRejection]:
         """`render` for many records; a rejection stands where `render` would have raised it.
 
-        After three records in a row that ran out of time, those that follow are rejected untried.
+        After three records in a row that ran out of time, or ten in all, those that follow are
+        rejected untried.
 
         Args:
             compatible: takes what `apply` gives wherever that is a prompt and a completion, so
@@ -126,12 +139,13 @@ class Template:
             max_chars: a prompt or completion that is longer loses its middle, so that it is
                 just longer still, and choices that are longer by far are a rejection:
                 memory is bounded whatever a template prints. 0 keeps all.
+            timeouts: of earlier calls, which count among the ten; this call adds its own.
         """
 
         def shorten(reply: Success) -> Reply:
             return _shortened(reply, max_chars) if max_chars else reply
 
-        replies = self._replies(list(records), strict=not compatible, shorten=shorten)
+        replies = self._replies(list(records), not compatible, shorten, timeouts)
         return [self._judge(reply, strict=not compatible) for reply in replies]
 
     @cached_property
@@ -162,8 +176,9 @@ class Template:
         records: Sequence[Mapping[str, Any]],
         strict: bool,
         shorten: Shorten = lambda reply: reply,
+        timeouts: Timeouts | None = None,
     ) -> list[Reply]:
-        return render_records(self.jinja, self.answer_choices, strict, records, shorten)
+        return render_records(self.jinja, self.answer_choices, strict, records, shorten, timeouts)
 
     def _rejection(self, reason: str, message: str) -> TemplateRejection:
         return TemplateRejection(reason, f"{self.where}: {message}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ift_jax.data import pipeline
+from ift_jax.data import collect, pipeline, template_sandbox
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.examples import load_task_templates
@@ -387,6 +387,20 @@ def test_rejected_records_are_written_with_place_and_reason(folder, tmp_path):
     assert second["origin"].endswith("rating.jsonl:62")
     assert second["reason"] == "target_not_in_choices"
     assert "'7' is none of the choices '1', '2'" in second["detail"]
+
+
+def test_a_template_that_often_hangs_is_given_up_for_the_whole_build(folder, monkeypatch):
+    monkeypatch.setattr(collect, "CHUNK", 4)
+    monkeypatch.setattr(template_sandbox, "MAX_TIMEOUTS", 3)
+    hangs = "{% if stars % 2 == 0 %}{% for i in range(10 ** 12) %}{% endfor %}{% endif %}"
+    path = folder.path / "templates.yaml"
+    path.write_text(TEMPLATES.replace("How many", f"{hangs}How many"))
+    data = folder.build(reviews(40), max_rejected=1.0)
+    rejected = data.tasks[0].rejected
+    tried = [r for r in rejected if "not tried" not in r.detail]
+    assert (len(tried), {r.reason for r in rejected}) == (3, {"timeout"})
+    # Two of five ratings hang: those of records 1, 3 and 6, and none is tried after that.
+    assert len(rejected) == 2 + len(range(6, 40))
 
 
 def test_more_rejected_records_than_allowed_stop_the_run(folder):
