@@ -106,9 +106,15 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
                     f"{row.origin}: has a column {min(taken)!r} already; see "
                     f"config.data.tasks: {task.name}.rename"
                 )
-            fields = {renamed.get(name, name): value for name, value in row.fields.items()}
+            new_names = {_as_read(old, row.fields): new for old, new in renamed.items()}
+            fields = {new_names.get(name, name): value for name, value in row.fields.items()}
             row = Record(fields, row.origin)
         yield row
+
+
+def _as_read(name: str, fields: Mapping[str, Any]) -> str:
+    """The name that a source's column has by now."""
+    return name if name in fields else name.replace("-", "_")
 
 
 def _underscored(fields: Mapping[str, Any]) -> dict[str, Any]:

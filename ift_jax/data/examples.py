@@ -276,7 +276,9 @@ def conversation_format(task: TaskConfig, record: Record) -> str:
         return task.format or detect_format(record.fields)
     except InputError as error:
         where = f"config.data.tasks: {task.name}: {record.origin}"
-        raise InputError(f"{where}: {error}") from error
+        lacking = [old for old, new in task.renamed.items() if new not in record.fields]
+        hint = f"; rename names {lacking}, and the record has no such column" if lacking else ""
+        raise InputError(f"{where}: {error}{hint}") from error
 
 
 def from_conversations(

@@ -447,6 +447,26 @@ def test_columns_are_renamed_to_what_templates_know(folder):
             TaskConfig(name="x", rename=wrong)
 
 
+def test_a_column_with_a_dash_is_renamed_by_its_own_name(folder):
+    records = [{"my-text": f"Review number {n}.", "stars": n % 5 + 1} for n in range(60)]
+    for name in ("my-text", "my_text"):
+        data = folder.build(records, task={"rename": (f"{name}=text",)})
+        assert prompts(data, "train")[0].startswith("How many stars? Review: Review number ")
+    both = [{**record, "my_text": "other"} for record in records]  # then neither changes its name
+    data = folder.build(both, task={"rename": ("my-text=text",)})
+    assert prompts(data, "train")[0].startswith("How many stars? Review: Review number ")
+    said = folder.refusal(records, task={"rename": ("my-txt=text",)})
+    assert "no column 'my-txt', which task rating.rename names" in said
+    pairs = [{"my-prompt": f"{n} + 1 =", "the-answer": str(n + 1)} for n in range(40)]
+    task = {
+        "templates": "", "template_names": (), "split_by": (),
+        "rename": ("my-prompt=prompt", "the-answer=completion"),
+    }  # fmt: skip
+    assert "2 + 1 =" in set().union(*by_split(folder.build(pairs, task=task)).values())
+    said = folder.refusal(pairs, task={**task, "rename": ("my-promt=prompt",)})
+    assert "rename names ['my-promt'], and the record has no such column" in said
+
+
 def test_a_column_with_a_dash_is_read_with_an_underscore(folder):
     (folder.path / "dash.yaml").write_text(
         TEMPLATES.replace("{{ text }}", "{{ review_text }}").replace("{{ title }}", "a lamp")
