@@ -55,7 +55,10 @@ def findings_section(runs: Sequence[Run]) -> Section:
 
 
 def overview_section(runs: Sequence[Run]) -> Section:
-    """What was run: model, data and settings side by side, then every field that differs."""
+    """What was run: model, data and settings side by side, then every field that differs.
+
+    What a study plans is left out: it stands in the other columns, as the runs that it made.
+    """
     shown = runs[:MAX_COLUMNS]
     configs = [flat(run.config) for run in runs]
     rows = [["tasks", *(_tasks(run) for run in shown)]]
@@ -70,7 +73,8 @@ def overview_section(runs: Sequence[Run]) -> Section:
     differ = [
         [field, *(_value(config, field) for config in configs[:MAX_COLUMNS])]
         for field in sorted(fields)
-        if len({_value(config, field) for config in configs}) > 1
+        if not field.startswith("config.study.")
+        and len({_value(config, field) for config in configs}) > 1
     ]
     notes = [] if differ or len(runs) < 2 else ["The configs are the same in every field."]
     if differ:

@@ -225,7 +225,7 @@ def test_costs_are_tokens_speed_and_time(tmp_path):
 def test_configs_that_differ_are_shown_field_by_field(tmp_path):
     folders = [
         training_run(tmp_path / "a", optimizer__peak_lr=1e-5),
-        training_run(tmp_path / "b", optimizer__peak_lr=1e-4, train__seed=3),
+        training_run(tmp_path / "b", optimizer__peak_lr=1e-4, train__seed=3, study__task="rating"),
     ]
     overview = sections(*folders)["overview"]
     assert table(overview, "Every field in which the configs differ") == {
