@@ -3,6 +3,8 @@
 # git; run again, it installs nothing.
 #
 #   bash scripts/test.sh [pytest's arguments, such as tests/data -k splits]
+#
+# Without arguments all tests run, file by file in two processes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -17,4 +19,5 @@ fi
 "$venv/bin/ruff" format --check --quiet .
 "$venv/bin/ruff" check --quiet .
 "$venv/bin/mypy"
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile
 exec "$venv/bin/python" -m pytest "$@"
