@@ -145,9 +145,14 @@ def test_remedies_that_cannot_work_are_refused(tree, says):
 
 
 def test_remedies_that_work_together_are_not_refused():
-    build_run_config({"remedies": {"kl_weight": 1.0, "text_kl_weight": 1.0},
-                      "peft": {"method": "lora"}, "optimizer": {"weight_decay": 0.1}})  # fmt: skip
-    build_run_config({"remedies": {"kl_weight": 1.0, "l2sp_weight": 1.0}})
+    config = build_run_config({"remedies": {"kl_weight": 1.0, "text_kl_weight": 1.0},
+                               "peft": {"method": "lora"},
+                               "optimizer": {"weight_decay": 0.1}})  # fmt: skip
+    assert config.remedies.needs_base
+    assert not config.remedies.holds_weights
+    assert build_run_config(
+        {"remedies": {"kl_weight": 1.0, "l2sp_weight": 1.0}}
+    ).remedies.holds_weights
 
 
 def test_what_is_built_is_frozen():

@@ -40,7 +40,8 @@ def main(_: list[str]) -> None:
         findings = pipeline.lint_tasks(config.data)
         print("\n".join(findings) or "nothing doubtful")
         sys.exit(1 if findings else 0)
-    from ift_jax.data.prepared import prepare, prepared_summary, read_index
+    from ift_jax.data.prepared import prepare, read_index
+    from ift_jax.data.prepared_rows import prepared_summary
     from ift_jax.data.rows import pack
     from ift_jax.language_model import load_chat
 

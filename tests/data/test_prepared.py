@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from test_pipeline import TEMPLATES, Folder, prompts, reviews
 
 from ift_jax.batch import Batch
-from ift_jax.data import collect, pipeline, prepared
+from ift_jax.data import collect, pipeline, prepared_rows
 from ift_jax.data.chat import Chat
 from ift_jax.data.config import SPLITS, DataConfig, MixtureConfig
 from ift_jax.data.loader import Batches
-from ift_jax.data.prepared import decode_row, encode_row, load_data, permuted, prepare, set_key
+from ift_jax.data.prepared import load_data, prepare, set_key
+from ift_jax.data.prepared_rows import decode_row, encode_row, permuted
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 
@@ -312,7 +313,7 @@ def test_a_batch_far_along_reads_as_many_rows_as_the_first(config, chat, tmp_pat
             return source[row]
 
     monkeypatch.setattr(rows, "_source", Counting())
-    monkeypatch.setattr(prepared, "permuted", lambda *a: asked.append(a) or permuted(*a))
+    monkeypatch.setattr(prepared_rows, "permuted", lambda *a: asked.append(a) or permuted(*a))
     for step in (0, 1, 1_000_000):
         read.clear()
         asked.clear()
