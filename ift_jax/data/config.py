@@ -219,7 +219,8 @@ class DataConfig:
     path: source of the first task, in place of its own.
     max_length: tokens of an example at most.
     row_length: tokens of a packed row; 0 takes max_length less the shared prefix, or
-        four times the longest example if that is less.
+        four times the longest example if that is less, and up to a quarter less than either
+        where that fills rows better. Without packing, 0 takes the longest example.
     share_prefix: what all examples begin with stands beside the rows and is computed once a
         batch instead of once an example; results are the same.
     on_too_long: what happens to a longer one: "drop" rejects it, "truncate" cuts the middle

@@ -40,6 +40,7 @@ class RowSource:
 
     Args:
         slots: what an epoch holds; default every example once.
+        shorter: see `plan_rows`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class RowSource:
         shuffle: bool = True,
         prefix: int = 0,
         slots: Slots | None = None,
+        shorter: bool = False,
     ):
         self.examples = examples = examples.without(prefix)
         self.prefix = prefix
@@ -61,6 +63,7 @@ class RowSource:
             self.slots.largest(examples.num_targets),
             row_length,
             packing=packing,
+            shorter=shorter,
         )
         self.seed, self.shuffle = seed, shuffle
         self._deal = lru_cache(maxsize=2)(self._deal_epoch)

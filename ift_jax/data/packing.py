@@ -19,8 +19,12 @@ MIN_PREFIX = 8
 # A target slot against a token: V * D multiplications against those of all layers. A quarter in
 # a model of 135M parameters with 49k tokens, less in larger ones.
 TARGET_COST = 0.25
-# Rows of so many examples tell how many target slots are cheapest, almost as well as all.
+# Rows of so many examples tell which plan is best, almost as well as all.
 SAMPLE = 4096
+FULL = 0.97  # the share of real tokens that rows should have
+# Shares of the longest row that are worth a try. Examples of nearly one length leave much of a
+# row free if their number in it is not whole.
+SHORTER = tuple(part / 32 for part in range(32, 23, -1))
 
 
 Pair = tuple[NDArray[np.int32], NDArray[np.bool_]]
@@ -96,6 +100,7 @@ class Plan:
 
 
 Packing = Literal["best_fit", "first_fit", "none"]
+Fit = Callable[[NDArray[np.int64], int, int], tuple[NDArray[np.int64], ...]]
 
 
 def plan_rows(
@@ -104,15 +109,19 @@ def plan_rows(
     row_length: int,
     *,
     packing: Packing = "best_fit",
+    shorter: bool = False,
 ) -> Plan:
     """Bin packing with two capacities: tokens S, and target positions P.
 
     Rows stop at P, so the gather before the loss cannot overflow. Of a few values for P, from
     what a full row of average examples needs up to four times that, the plan takes the one
-    whose rows cost least: a smaller P makes more rows, a larger one more unused slots.
+    whose rows cost least: a smaller P makes more rows, a larger one more unused slots. Values
+    that leave rows less than 97 % full are taken only where all do.
 
     Args:
         packing: "best_fit" decreasing; "first_fit" in the order given; "none", a row each.
+        shorter: rows may be up to a quarter shorter than `row_length` where that fills them
+            better, and with "none" they are as long as the longest example.
 
     Raises:
         InputError: if an example is longer than a row.
@@ -134,17 +143,52 @@ def plan_rows(
         order = np.arange(len(lengths))
     if packing == "none":
         targets = int(num_targets.max(initial=1))
+        row_length = int(lengths.max()) if shorter and lengths.size else row_length
         return Plan(order, groups, tuple(np.arange(len(order))[:, None]), row_length, targets)
     fit = _best_fit if packing == "best_fit" else _first_fit
     sizes = np.stack([lengths[order], num_targets[order]], axis=1)
     sample = sizes[:: max(1, len(sizes) // SAMPLE)]
+    # The largest of all, not of the sample: any example must fit.
+    longest, most = int(lengths.max(initial=1)), int(num_targets.max(initial=1))
+    if shorter:
+        row_length = _fullest(sample, longest, row_length, fit)
+    tried = {}
+    for row_targets in _cheapest_first(sample, row_length, most, fit):
+        rows = fit(sizes, row_length, row_targets)
+        tried[_cost(sizes, len(rows), row_length, row_targets)] = (rows, row_targets)
+        if not min(tried)[0]:  # full, as the sample was; larger sets leave more empty
+            break
+    rows, row_targets = tried[min(tried)]
+    return Plan(order, groups, rows, row_length, row_targets)
 
-    def cost(row_targets: int) -> float:
-        num_rows = len(fit(sample, row_length, row_targets))
-        return num_rows * (row_length + row_targets * TARGET_COST)
 
-    row_targets = min(_room_for_targets(lengths, num_targets, row_length), key=cost)
-    return Plan(order, groups, fit(sizes, row_length, row_targets), row_length, row_targets)
+def _fullest(sizes: NDArray[np.int64], least: int, most: int, fit: Fit) -> int:
+    """The longest of a few row lengths that gets full, or the one that gets fullest."""
+    lengths = [max(int(most * share), least) for share in SHORTER]
+    used = {}
+    for length in dict.fromkeys(lengths):
+        used[length] = sizes[:, 0].sum() / (max(len(fit(sizes, length, length)), 1) * length)
+        if used[length] >= FULL:
+            return length
+    return max(used, key=lambda length: used[length])
+
+
+def _cost(
+    sizes: NDArray[np.int64], num_rows: int, row_length: int, row_targets: int
+) -> tuple[bool, float]:
+    """(whether the rows are less than full, what they cost): the smaller the better."""
+    is_full = sizes[:, 0].sum() >= FULL * num_rows * row_length
+    return not is_full, num_rows * (row_length + row_targets * TARGET_COST)
+
+
+def _cheapest_first(sizes: NDArray[np.int64], row_length: int, least: int, fit: Fit) -> list[int]:
+    """Numbers of target slots with which rows get full, or only the cheapest if none do."""
+    costs = {
+        row_targets: _cost(sizes, len(fit(sizes, row_length, row_targets)), row_length, row_targets)
+        for row_targets in _room_for_targets(sizes, row_length, least)
+    }
+    ranked = sorted(costs, key=lambda row_targets: costs[row_targets])
+    return [row_targets for row_targets in ranked if not costs[row_targets][0]] or ranked[:1]
 
 
 def _groups(lengths: NDArray[np.int64], num_targets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -153,14 +197,12 @@ def _groups(lengths: NDArray[np.int64], num_targets: NDArray[np.int64]) -> NDArr
     return np.concatenate([[0], np.cumsum(changes)]).astype(np.int64)[: len(lengths)]
 
 
-def _room_for_targets(
-    lengths: NDArray[np.int64], num_targets: NDArray[np.int64], row_length: int
-) -> list[int]:
+def _room_for_targets(sizes: NDArray[np.int64], row_length: int, least: int) -> list[int]:
     """Values for P that are worth a try, smallest first."""
-    share = num_targets.sum() / max(lengths.sum(), 1)
-    most = int(num_targets.max(initial=1))
-    needed = (np.ceil(row_length * share * spare) for spare in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0))
-    return [max(min(int(count), row_length), most) for count in needed]
+    length, targets = sizes.sum(axis=0)
+    spares = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+    needed = (np.ceil(row_length * targets / max(length, 1) * spare) for spare in spares)
+    return list(dict.fromkeys(max(min(int(count), row_length), least) for count in needed))
 
 
 def _best_fit(

@@ -42,5 +42,6 @@ def pack(data: DataSet, split: str, seed: int) -> tuple[RowSource, NDArray[np.in
         shuffle=split == "train",
         prefix=len(prefix),
         slots=slots,
+        shorter=not config.row_length,
     )
     return source, prefix

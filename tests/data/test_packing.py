@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenized import tokens_of
 
+from ift_jax.data import packing
 from ift_jax.data.loader import RowSource
 from ift_jax.data.packing import MIN_PREFIX, deal, plan_rows
 from ift_jax.data.store import Chosen, Store, stored_tokens
@@ -143,6 +144,52 @@ def test_rows_are_nearly_full_of_reviews(row_length):
     )  # fmt: skip
 
 
+def test_rows_may_be_shorter_where_examples_of_one_length_leave_much_of_them_free():
+    examples = make_examples([(200 + i % 5, 5) for i in range(500)])
+    whole = RowSource(examples, 1000, seed=0)
+    shorter = RowSource(examples, 1000, seed=0, shorter=True)
+    assert whole.plan.row_length == 1000
+    assert whole.utilisation < 0.85
+    assert 750 <= shorter.plan.row_length < 1000
+    assert shorter.utilisation >= 0.97
+
+
+def test_rows_that_are_full_keep_their_length():
+    examples = make_examples(review_sizes(2000))
+    assert RowSource(examples, 512, seed=0, shorter=True).plan.row_length == 512
+
+
+def test_shorter_rows_hold_the_longest_example():
+    examples = make_examples([(900, 5)] + [(200, 5)] * 500)
+    source = RowSource(examples, 1000, seed=0, shorter=True)
+    assert source.plan.row_length == 905
+
+
+def test_full_rows_go_before_cheap_ones(monkeypatch):
+    """Answers of very unequal length: few target slots a row would leave it part empty."""
+    monkeypatch.setattr(packing, "TARGET_COST", 2.0)
+    rng = np.random.default_rng(0)
+    answers = np.where(rng.random(2000) < 0.3, rng.integers(10, 80, 2000), 3)
+    lengths = rng.integers(30, 80, 2000) + answers
+
+    def used():
+        return lengths.sum() / (plan_rows(lengths, answers, 620).num_rows * 620)
+
+    assert used() >= 0.97
+    monkeypatch.setattr(packing, "FULL", 0.0)
+    assert used() < 0.97
+
+
+def test_rows_have_room_for_targets_that_no_sample_holds():
+    """One of 20,000 examples has far more targets than any other."""
+    sizes = [(50, 3)] * 20_000
+    sizes[12_345] = (2, 46)
+    examples = make_examples(sizes)
+    plan = plan_rows(examples.lengths, examples.num_targets, 106)
+    assert plan.row_targets >= 46
+    assert sum(len(row) for row in plan.rows) == 20_000
+
+
 def test_the_plan_depends_on_sizes_alone():
     examples = make_examples(review_sizes(200))
     shuffled = np.random.default_rng(1).permutation(200)
@@ -164,6 +211,13 @@ def test_without_packing_every_example_has_a_row_of_its_own():
     plan = plan_rows(examples.lengths, examples.num_targets, ROW, packing="none")
     assert sorted(plan.order[row].tolist() for row in plan.rows) == [[0], [1], [2]]
     assert plan.row_targets == 4
+    assert plan.row_length == ROW
+
+
+def test_without_packing_rows_need_no_more_than_the_longest_example():
+    lengths, targets = np.array([4, 9, 7]), np.array([1, 4, 2])
+    plan = plan_rows(lengths, targets, ROW, packing="none", shorter=True)
+    assert plan.row_length == 9
 
 
 def test_an_example_longer_than_a_row_is_refused():
