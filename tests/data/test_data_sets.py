@@ -4,6 +4,7 @@ The configs, files, templates, tokenizer and pipeline are the real ones. Of each
 record is taken, which is the only thing that makes this quick.
 """
 
+import ast
 import runpy
 from collections import Counter
 from dataclasses import replace
@@ -89,6 +90,18 @@ def trained_texts(chat, ids, trained):
 def test_there_is_a_config_for_every_folder(shared_data):
     folders = {path.name for path in shared_data.iterdir() if path.is_dir()}
     assert set(NAMES) == folders - {"promptsource"}
+
+
+def test_a_set_is_ten_lines_of_config():
+    (sets,) = (
+        node.value
+        for node in ast.parse(CONFIG.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_TASKS"
+    )
+    assert isinstance(sets, ast.Dict)
+    assert len(sets.keys) == len(NAMES)
+    for name, tasks in zip(NAMES, sets.values, strict=True):
+        assert tasks.end_lineno - tasks.lineno < 10, name
 
 
 @EVERY_SET
