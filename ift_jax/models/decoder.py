@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ift_jax.models.layers import apply_rope, attend, packing_mask, rms_norm, rope_tables
 from ift_jax.models.quantization import Quantized, dense
 from ift_jax.peft.adapter import TRAINED, Adapter, own_weights
+from ift_jax.peft.method import STORED
 from ift_jax.sharding import constrain
 
 Params = dict[str, Any]
@@ -433,7 +434,9 @@ def _remat(body: Any, remat: Remat) -> Any:
         return body
     policies = jax.checkpoint_policies
     policy = {
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(STORED)
+        ),
         "full": policies.nothing_saveable,
     }[remat]
     # The scan itself keeps the recomputation apart, so no barrier against merging is needed.

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ift_jax.peft import lora
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.method import Arrays, Linear, Method, dropped
+from ift_jax.peft.method import Arrays, Linear, Method, dropped, stored
 from ift_jax.peft.sites import Shapes, Site, padded, replaced, taken
 
 
@@ -60,7 +60,7 @@ def merged(weight: Array, site: Site, arrays: Arrays, fixed: Arrays, config: Pef
 def _gain(weight: Array, site: Site, arrays: Arrays, fixed: Arrays, config: PeftConfig) -> Array:
     """m over the norm [*out]; 1 where m is 0, as in a layer that is not adapted."""
     whole = weight.astype(jnp.float32) + lora.change(arrays, fixed, config)
-    norm = jax.lax.stop_gradient(_norm(whole, tuple(range(len(site.in_shape)))))
+    norm = stored(jax.lax.stop_gradient(_norm(whole, tuple(range(len(site.in_shape))))))
     on = arrays["magnitude"] != 0
     return jnp.where(on, arrays["magnitude"] / jnp.where(on, norm, 1.0), 1.0)
 

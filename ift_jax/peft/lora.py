@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.method import Arrays, Linear, Method, dropped, uniform
+from ift_jax.peft.method import Arrays, Linear, Method, dropped, stored, uniform
 from ift_jax.peft.sites import Cut, Shapes, Site, padded, taken
 
 
@@ -70,7 +70,7 @@ def linear(at: Linear, config: PeftConfig) -> Array:
         a, b = (tuple(arrays[name] for arrays in at.arrays) for name in ("a", "b"))
         a0, b0 = (tuple(arrays[name] for arrays in at.frozen if arrays) for name in ("a", "b"))
         cuts = tuple(site.cuts for site in at.sites)
-        return _through_sum(num_in, cuts, config.scaling, x, at.weight, a, b, a0, b0)
+        return stored(_through_sum(num_in, cuts, config.scaling, x, at.weight, a, b, a0, b0))
     y = at.plain()
     for number, site in enumerate(at.sites):
         part = product(dropped(x, dropout, at.key, number), at.arrays[number], num_in)

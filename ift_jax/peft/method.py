@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import Shapes, Site
 
 Arrays = dict[str, Array]
+STORED = "stored"
 
 
 class Linear(NamedTuple):
@@ -78,6 +80,15 @@ class Method(NamedTuple):
     init_shared: Callable[[Sequence[Site], PeftConfig, Array], Arrays] | None = None
     unchanged: float = 0.0
     on: Callable[[Site], bool] = lambda _: True
+
+
+def stored(x: Array) -> Array:
+    """x, which the backward pass finds stored where it finds matrix products stored.
+
+    Marked are products that have a gradient rule of their own, into which a remat policy does not
+    look, and what takes products as large as a weight to compute.
+    """
+    return checkpoint_name(x, STORED)
 
 
 def dropped(x: Array, rate: float, key: Array | None, number: int) -> Array:

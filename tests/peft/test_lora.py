@@ -206,6 +206,22 @@ def test_the_step_holds_no_gradient_of_a_frozen_weight(tiny_llama, remat, dropou
     assert {shape[1:] for shape in weights} <= single
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_what_remat_stores_is_not_computed_again(tiny_llama, batch, method):
+    """A layer's products; beyond them "dots" computes the two of attention, as in full tuning."""
+
+    def products(remat):
+        model = load_pretrained(tiny_llama, remat=remat).adapt(lora(method=method))
+        trained, frozen = separate(model.params)
+        step = make_step(model.structure, OPTIMIZER)
+        traced = jax.make_jaxpr(step)(init_state(trained, OPTIMIZER), Constants(frozen), batch)
+        return str(traced).count("dot_general")
+
+    none, dots, full = map(products, ("none", "dots", "full"))
+    assert dots - none <= 2
+    assert full - dots >= 4
+
+
 def _made_shapes(jaxpr):
     """Shapes that equations make: of any array; and of products contracted over rows."""
     made, products = set(), set()
