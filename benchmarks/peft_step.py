@@ -1,6 +1,6 @@
 """What a LoRA step costs beside a full step: compiled FLOPs, and time where it is asked for.
 
-    python benchmarks/peft_step.py [--remat=none,full] [--rounds=0] [--rank=16] [--method=lora]
+    python benchmarks/peft_step.py [--remat=none,dots,full] [--rounds=0] [--rank=16] [--method=lora]
 
 SmolLM2-135M, eight rows of 128 tokens with 16 targets each, float32. FLOPs are those of matrix
 multiplies in the compiled program, bodies of loops times their trip counts. With --rounds=N the
@@ -164,7 +164,7 @@ def compare(remat: Any, peft: PeftConfig, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--remat", default="none,full")
+    parser.add_argument("--remat", default="none,dots,full")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--method", default="lora")
     parser.add_argument("--rank", type=int, default=16)
