@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ift_jax.data.chat import Chat
 from ift_jax.data.collect import Collected, collect, sourced_tasks
 from ift_jax.data.config import DataConfig
 from ift_jax.data.files import replace_text
+from ift_jax.data.prepared_key import Key, difference, gone, set_key
 from ift_jax.data.records import Rejected
 from ift_jax.data.store import Store
 from ift_jax.data.template_sandbox import end_worker
@@ -45,19 +46,20 @@ def one_core() -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-def is_done(part: Path, key: Mapping[str, str]) -> bool:
+def is_done(part: Path, key: Key) -> bool:
     """Whether a part was collected, and from just this."""
     done = part / "done.json"
     return done.exists() and json.loads(done.read_text(encoding="utf-8")) == key
 
 
 def collect_part(
-    config: DataConfig, chat: Chat, own: Path, part: tuple[int, int], key: Mapping[str, str]
+    config: DataConfig, chat: Chat, own: Path, part: tuple[int, int], key: Key
 ) -> None:
     """Collects chunks i, i + n, ... of every task into the folder `own`.
 
     Raises:
-        InputError: as `collect`, and for a folder that cannot be written.
+        InputError: as `collect`; for a folder that cannot be written; and if the sources or
+            templates are not those of the key any more, since nobody knows what was read.
     """
     shutil.rmtree(own, ignore_errors=True)
     try:
@@ -80,12 +82,22 @@ def collect_part(
             replace_text(own / f"counted-{number}.json", json.dumps(counted))
         store.save(own / "numbers.npz")
         store.close()
+        _refuse_changed(config, chat, key)
         replace_text(own / "done.json", json.dumps(key))
     except BaseException:
         shutil.rmtree(own, ignore_errors=True)
         raise
     finally:
         end_worker()
+
+
+def _refuse_changed(config: DataConfig, chat: Chat, key: Key) -> None:
+    after = set_key(config, chat)
+    what = difference(key, after) or ", ".join(f"sources ({role})" for role in gone(after))
+    if what:
+        raise InputError(
+            f"{what}: changed while they were read; prepare the set anew once nothing writes there"
+        )
 
 
 def load_part(own: Path, number: int) -> Collected:

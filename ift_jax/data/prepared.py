@@ -6,14 +6,12 @@
     validation.jsonl, test.jsonl, exemplars.jsonl    examples for scoring
     card.json, rejected.jsonl  as in a workdir
 
-The key holds digests of the sources' bytes, the template texts, the tokenizer and the options.
-Training compares it with its own config, so a set that does not fit is refused. A row stays as
-it was packed; each epoch visits the rows in another order.
+The key holds digests of the sources' bytes, the template texts, the tokenizer and the options
+(`ift_jax.data.prepared_key`). Training compares it with its own config, so a set that does not
+fit is refused. A row stays as it was packed; each epoch visits the rows in another order.
 """
 
-import dataclasses
 import fcntl
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -21,7 +19,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,96 +26,33 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ift_jax.data.chat import Chat, Turns
-from ift_jax.data.collect import join_parts, sourced_tasks, task_sources
+from ift_jax.data.collect import join_parts
 from ift_jax.data.config import DataConfig
-from ift_jax.data.examples import Example, load_task_templates
+from ift_jax.data.examples import Example
 from ift_jax.data.files import replace_text
 from ift_jax.data.fitting import encode_examples
-from ift_jax.data.hub import hub_revision
 from ift_jax.data.loader import RowSource
 from ift_jax.data.parts import collect_part, is_done, load_part, one_core, use_one_core
 from ift_jax.data.pipeline import DataSet, Known, TaskData, assemble, build, write_card
+from ift_jax.data.prepared_key import (
+    VERSION,
+    Key,
+    difference,
+    digest,
+    file_digest,
+    not_compared,
+    set_key,
+)
 from ift_jax.data.prepared_rows import PreparedRows, encode_row
 from ift_jax.data.rows import pack
 from ift_jax.data.shots import exemplar_pool
-from ift_jax.data.sources import resolve_sources
 from ift_jax.data.store import Chosen, Store
 from ift_jax.errors import InputError, one_line
 
-VERSION = 4  # of the files below; part of the key
 MIN_SHARDS = 8  # so that as many hosts can write and read their own
 SHARD_TOKENS = 2**24
 _HELD_OUT = ("validation", "test")
 _FILES = ("validation.jsonl", "test.jsonl", "exemplars.jsonl", "card.json", "rejected.jsonl")
-
-
-def set_key(config: DataConfig, chat: Chat) -> dict[str, str]:
-    """Digests of all that decides what a prepared set holds.
-
-    Where a source is not on this machine, or its hub cannot be reached, "sources" is "".
-
-    Raises:
-        InputError: for templates that cannot be read.
-    """
-    sources: list[list[str]] = []
-    digest_of = cache(_source_digest)  # for this call only: files change between two
-    for task, source in sourced_tasks(config):
-        for _, where, hub_split in task_sources(task, source):
-            names = [where] if isinstance(where, str) else list(where)
-            sources.append([task.name, hub_split, *map(digest_of, _resolved(names))])
-    known = all(all(one[2:]) for one in sources)
-    templates = [
-        # The metadata decide what a record is split by.
-        [task.name, t.name, t.jinja, t.answer_choices, dict(t.metadata)]
-        for task in config.tasks
-        for t in load_task_templates(task)
-    ]
-    backend, special = chat.tokenizer.backend_tokenizer, chat.tokenizer.special_tokens_map
-    format_ = [chat.tokenizer.chat_template, chat.bos, chat.opening, chat.end_of_turn, chat.trims]
-    tokenizer = [backend.to_str(), special, *format_]
-    return {
-        "version": str(VERSION),
-        "sources": _digest(sources) if known else "",
-        "templates": _digest(templates),
-        "tokenizer": _digest(tokenizer),
-        "options": _digest(_options(config)),
-    }
-
-
-def _options(config: DataConfig) -> dict[str, Any]:
-    """The config without the places of files; their bytes stand in the key by themselves."""
-    options = dataclasses.asdict(config)
-    for name in ("path", "prepared"):
-        del options[name]
-    for task in options["tasks"]:
-        for name in ("source", "validation_source", "test_source", "templates", "metrics"):
-            del task[name]
-    return options
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-def _resolved(names: list[str]) -> list[str]:
-    try:
-        return resolve_sources(names)
-    except InputError:
-        return [""]
-
-
-def _source_digest(name: str) -> str:
-    if name.startswith("hub:"):
-        return hub_revision(name)
-    if name.startswith("embedded:") or not name:
-        return name
-    return _file_digest(Path(name).expanduser())
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def prepare(
@@ -145,11 +79,7 @@ def prepare(
     """
     key = set_key(config, chat)
     if (folder / "index.json").exists():
-        index = read_index(folder)
-        _refuse_other(folder, index["key"], key, "choose another --output")
-        _refuse_damaged(folder, index)
-        print(f"{folder} is up to date", file=sys.stderr)
-        return json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        return _finished(folder, key)
     parts = folder / "parts"
     total = part[1] * num_processes
     own = [part[0] * num_processes + i for i in range(num_processes)]
@@ -178,16 +108,23 @@ def prepare(
             print("another process joins the parts", file=sys.stderr)
             return None
         if (folder / "index.json").exists():
-            return json.loads((folder / "card.json").read_text(encoding="utf-8"))
+            return _finished(folder, key)
         card = _join(config, chat, folder, total, key)
     shutil.rmtree(parts)
     (folder / "lock").unlink(missing_ok=True)
     return card
 
 
-def _join(
-    config: DataConfig, chat: Chat, folder: Path, num_parts: int, key: Mapping[str, str]
-) -> dict[str, Any]:
+def _finished(folder: Path, key: Key) -> dict[str, Any]:
+    """The card of a set that is there already, if it is the one of this key."""
+    index = read_index(folder)
+    _refuse_other(folder, index["key"], key, "choose another --output")
+    _refuse_damaged(folder, index)
+    print(f"{folder} is up to date", file=sys.stderr)
+    return json.loads((folder / "card.json").read_text(encoding="utf-8"))
+
+
+def _join(config: DataConfig, chat: Chat, folder: Path, num_parts: int, key: Key) -> dict[str, Any]:
     """Makes one data set of all parts, and writes it; index.json comes last."""
     owns = [folder / "parts" / f"{i}-of-{num_parts}" for i in range(num_parts)]
     store = Store(folder / "parts")
@@ -205,7 +142,7 @@ def _join(
     _write_examples(folder / "exemplars.jsonl", _exemplars(data))
     card = write_card(data, folder)
     index["files"] = [_file_entry(folder / name) for name in _FILES]
-    index["digest"] = _digest(index)
+    index["digest"] = digest(index)
     replace_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
     store.close()
     return card
@@ -274,7 +211,7 @@ def _write_shards(source: RowSource, folder: Path) -> dict[str, Any]:
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "digest": _file_digest(path)}
+    return {"name": path.name, "bytes": path.stat().st_size, "digest": file_digest(path)}
 
 
 def _refuse_damaged(folder: Path, index: Mapping[str, Any]) -> None:
@@ -289,7 +226,7 @@ def _refuse_damaged(folder: Path, index: Mapping[str, Any]) -> None:
                 f"{path}: has {found} bytes, index.json says {entry['bytes']}; prepare the set anew"
             )
     for entry in entries:
-        if _file_digest(folder / entry["name"]) != entry["digest"]:
+        if file_digest(folder / entry["name"]) != entry["digest"]:
             raise InputError(
                 f"{folder / entry['name']}: its bytes are not those that were written; "
                 "prepare the set anew"
@@ -316,23 +253,26 @@ def read_index(folder: Path) -> dict[str, Any]:
     whole = isinstance(key, dict)
     # Other versions go by other rules; `_refuse_other` names them.
     if isinstance(key, dict) and key.get("version") == str(VERSION):
-        whole = index.pop("digest", "") == _digest(index)
+        whole = index.pop("digest", "") == digest(index)
     if not whole:
         raise InputError(f"{path}: is not as it was written; prepare the set anew")
     return index
 
 
-def _refuse_other(
-    folder: Path, there: Mapping[str, str], here: Mapping[str, str], remedy: str
-) -> None:
-    """A set made from something else is never used. Sources that are not here cannot differ."""
-    for name, digest in here.items():
-        if digest != there.get(name) and digest:
-            raise InputError(
-                f"{folder}: was prepared from other {name}; {remedy}"
-                if name != "version"
-                else f"{folder}: was prepared by another version of ift_jax; {remedy}"
-            )
+def _refuse_other(folder: Path, there: Key, here: Key, remedy: str) -> None:
+    """A set made from something else is never used; says which sources were not compared."""
+    if what := difference(there, here):
+        raise InputError(
+            f"{folder}: was prepared from other {what}; {remedy}"
+            if what != "version"
+            else f"{folder}: was prepared by another version of ift_jax; {remedy}"
+        )
+    if missing := not_compared(here):
+        print(
+            f"{folder}: not compared with {', '.join(missing)}: not on this machine, or the hub "
+            "cannot be reached",
+            file=sys.stderr,
+        )
 
 
 def load_data(config: DataConfig, chat: Chat, known: Known | None = None) -> DataSet:
@@ -349,10 +289,8 @@ def load_data(config: DataConfig, chat: Chat, known: Known | None = None) -> Dat
         return build(config, chat, known)
     folder = Path(config.prepared).expanduser()
     index = read_index(folder)
-    key = set_key(config, chat)
-    _refuse_other(folder, index["key"], key, "run `ift data --output` into another folder")
-    if not key["sources"]:
-        print(f"{folder}: the sources are not on this machine; not compared", file=sys.stderr)
+    remedy = "run `ift data --output` into another folder"
+    _refuse_other(folder, index["key"], set_key(config, chat), remedy)
     _refuse_damaged(folder, index)
     store = Store()
     tasks = []

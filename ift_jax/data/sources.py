@@ -97,8 +97,6 @@ def read_records(
     check_encoding(encoding)
     options = ReadOptions(encoding, tuple(columns), delimiter, quoted, records_at, line_pattern)
     _check_pattern(line_pattern)
-    if line_pattern and not file_format:
-        file_format = "txt"
     if file_format and file_format not in FILE_FORMATS:
         close = difflib.get_close_matches(file_format, FILE_FORMATS, 1)
         raise InputError(
@@ -135,6 +133,21 @@ def resolve_sources(sources: list[str]) -> list[str]:
     return names
 
 
+def file_format_of(name: str, file_format: str = "", line_pattern: str = "") -> str:
+    """What decides how a source is read: one of FILE_FORMATS, "hub" or "embedded".
+
+    Raises:
+        InputError: if neither the options nor the extension says it.
+
+    Example:
+        >>> file_format_of("r.csv.gz"), file_format_of("r.train", line_pattern="(?P<label>.*)")
+        ('csv', 'txt')
+    """
+    if name.startswith(("hub:", "embedded:")):
+        return name.partition(":")[0]
+    return file_format or ("txt" if line_pattern else _format_of(name))
+
+
 def _files(source: str) -> list[str]:
     if not source:
         raise InputError("the source is empty; name a file, a glob or hub:owner/name")
@@ -161,15 +174,14 @@ def _has_folder(path: str) -> bool:
 
 
 def _stream(name: str, file_format: str, options: ReadOptions, subset: str, split: str) -> Rows:
-    if name.startswith(("hub:", "embedded:")):
-        _check_options(name, name.partition(":")[0], options)
-        if name.startswith("embedded:"):
-            return _embedded(name)
+    file_format = file_format_of(name, file_format, options.line_pattern)
+    _check_options(name, file_format, options)
+    if file_format == "embedded":
+        return _embedded(name)
+    if file_format == "hub":
         from ift_jax.data.hub import read_hub
 
         return read_hub(name, subset, split)
-    file_format = file_format or _format_of(name)
-    _check_options(name, file_format, options)
     return _not_empty(name, _READERS[file_format](name, options))
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from test_pipeline import TEMPLATES, Folder, prompts, reviews
 
 from ift_jax.batch import Batch
-from ift_jax.data import collect, pipeline, prepared_rows
+from ift_jax.data import collect, parts, pipeline, prepared_key, prepared_rows
 from ift_jax.data.chat import Chat
-from ift_jax.data.config import SPLITS, DataConfig, MixtureConfig
+from ift_jax.data.config import SPLITS, DataConfig, MixtureConfig, TaskConfig
 from ift_jax.data.loader import Batches
-from ift_jax.data.prepared import load_data, prepare, set_key
+from ift_jax.data.prepared import load_data, prepare
+from ift_jax.data.prepared_key import difference, set_key
 from ift_jax.data.prepared_rows import decode_row, encode_row, permuted
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
@@ -162,7 +163,7 @@ def test_a_set_made_from_something_else_is_refused(what, config, folder, chat, t
     other, other_chat = changed(what, config, folder, chat)
     with pytest.raises(InputError, match=f"prepared from other {what}"):
         load_data(replace(other, prepared=str(out)), other_chat)
-    with pytest.raises(InputError, match=f"other {what}; choose another --output"):
+    with pytest.raises(InputError, match=f"other {what}.*; choose another --output"):
         prepare(other, other_chat, out)
     assert files(out) == before
 
@@ -198,8 +199,124 @@ def test_moved_files_do_not_matter_and_missing_ones_are_said(config, chat, tmp_p
     assert prepare(there, chat, out) == card
     assert "up to date" in capsys.readouterr().err
     data = load_data(replace(config, prepared=str(out)), chat)
-    assert "sources are not on this machine" in capsys.readouterr().err
+    assert "not compared with source of a: not on this machine" in capsys.readouterr().err
     assert pipeline.card(data) == card
+
+
+def write_reviews(path, count, start):
+    path.write_text("".join(json.dumps(one) + "\n" for one in reviews(count, start)))
+    return str(path)
+
+
+def test_a_split_that_is_another_ones_source_makes_another_set(config, chat, tmp_path):
+    task, other = config.tasks[0], write_reviews(tmp_path / "other.jsonl", 30, 9000)
+    validated = replace(config, tasks=(replace(task, validation_source=other),))
+    tested = replace(config, tasks=(replace(task, test_source=other),))
+    prepare(validated, chat, tmp_path / "set")
+    says = r"prepared from other sources \((test|validation)_source of a\)"
+    with pytest.raises(InputError, match=says):
+        prepare(tested, chat, tmp_path / "set")
+    with pytest.raises(InputError, match=says):
+        load_data(replace(tested, prepared=str(tmp_path / "set")), chat)
+    turned = replace(task, source=other, validation_source=task.source)
+    with pytest.raises(InputError, match=r"other sources \(source of a\)"):
+        prepare(replace(config, tasks=(turned,)), chat, tmp_path / "set")
+
+
+@pytest.mark.parametrize("missing", ["another task's", "another file", "a pattern's"])
+def test_sources_that_are_here_are_compared_though_others_are_missing(
+    missing, config, chat, tmp_path, capsys
+):
+    one, two, three = (tmp_path / f"more-{n}.jsonl" for n in range(3))
+    for number, path in enumerate((one, two, three)):
+        write_reviews(path, 20, 9000 + 100 * number)
+    first, second = config.tasks
+    sources = {
+        "another task's": (str(three),),
+        "another file": (str(one), str(three)),
+        "a pattern's": (str(tmp_path / "more-[01].jsonl"), str(three)),
+    }[missing]
+    own = replace(
+        config, tasks=(first, replace(second, source=sources, balance_by="", train_size=0))
+    )
+    prepare(own, chat, tmp_path / "set")
+    capsys.readouterr()
+    for path in (one, two) if missing != "another task's" else [tmp_path / "a.jsonl"]:
+        path.rename(path.with_suffix(".away"))
+    read_from = replace(own, prepared=str(tmp_path / "set"))
+    load_data(read_from, chat)
+    role = "source of a" if missing == "another task's" else "source of b"
+    assert f"not compared with {role}: not on this machine" in capsys.readouterr().err
+    write_reviews(three, 20, 9900)
+    with pytest.raises(InputError, match=r"prepared from other sources \(source of b\)"):
+        load_data(read_from, chat)
+
+
+@pytest.mark.parametrize("what", ["sources", "templates"])
+def test_what_changes_while_it_is_read_is_not_prepared(
+    what, config, folder, chat, tmp_path, monkeypatch
+):
+    """Also where it is put back afterwards: nothing of what was collected is kept."""
+    out, path = tmp_path / "set", tmp_path / ("a.jsonl" if what == "sources" else "templates.yaml")
+    before = path.read_bytes()
+
+    def rewritten(*arguments):
+        changed(what, config, folder, chat)
+        return collect.collect(*arguments)
+
+    monkeypatch.setattr(parts, "collect", rewritten)
+    with pytest.raises(InputError, match=f"^{what}.*: changed while they were read; prepare"):
+        prepare(config, chat, out)
+    monkeypatch.undo()
+    monkeypatch.setattr(collect, "CHUNK", 16)
+    path.write_bytes(before)
+    assert not (out / "index.json").exists()
+    prepare(config, chat, out)
+    prepare(config, chat, tmp_path / "fresh")
+    assert files(out) == files(tmp_path / "fresh")
+
+
+def test_a_source_that_goes_while_it_is_read_is_not_prepared(config, chat, tmp_path, monkeypatch):
+    def removed(*arguments):
+        found = collect.collect(*arguments)
+        (tmp_path / "a.jsonl").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(parts, "collect", removed)
+    with pytest.raises(InputError, match=r"sources \(source of a\): changed while"):
+        prepare(config, chat, tmp_path / "set")
+
+
+def test_the_same_bytes_under_another_name_make_another_set_if_they_are_read_otherwise(
+    config, chat, tmp_path
+):
+    def key_of(path, **options):
+        path.write_text('{"text": "a"}\n{"text": "b"}\n')
+        task = TaskConfig(name="t", source=str(path), **options)
+        return set_key(replace(config, tasks=(task,)), chat)
+
+    lines = key_of(tmp_path / "x.jsonl")
+    assert difference(lines, key_of(tmp_path / "x.txt")) == "sources (source of t)"
+    assert difference(lines, key_of(tmp_path / "y.ndjson")) == ""
+    named = key_of(tmp_path / "x.jsonl", file_format="txt")
+    assert difference(named, key_of(tmp_path / "x.txt", file_format="txt")) == ""
+
+
+def test_a_hub_source_is_compared_by_name_and_by_what_is_known_of_its_revision(
+    config, chat, monkeypatch
+):
+    def key_of(name, revision):
+        monkeypatch.setattr(prepared_key, "hub_revision", lambda source: revision)
+        return set_key(replace(config, tasks=(TaskConfig(name="t", source=name),)), chat)
+
+    known = key_of("hub:owner/name", "12ab")
+    assert difference(known, key_of("hub:owner/name", "12ab")) == ""
+    assert difference(known, key_of("hub:owner/name", "34cd")) == "sources (source of t)"
+    unknown = key_of("hub:owner/name", "")
+    assert difference(known, unknown) == ""
+    assert prepared_key.not_compared(unknown) == ["source of t"]
+    assert prepared_key.not_compared(known) == []
+    assert difference(known, key_of("hub:owner/other", "")) == "sources (source of t)"
 
 
 def test_damage_is_named(config, chat, tmp_path):
