@@ -2,17 +2,18 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 
-from ift_jax.data.chat import Chat, Message
+from ift_jax.data.chat import Chat, Message, UnusableTurns
 from ift_jax.data.config import TaskConfig
 from ift_jax.data.examples import Example
-from ift_jax.data.fitting import encode_examples
 from ift_jax.data.store import Chosen
-from ift_jax.data.tokenization import Encoded
+from ift_jax.data.tokenization import Encoded, Layout
+from ift_jax.errors import InputError
 
 EXEMPLARS = 1024  # training examples a template that prompts choose their exemplars from
 _LOOKED_AT = 64  # others of the pool, where the first ones drawn ask the example's own question
@@ -20,8 +21,40 @@ _CHUNK = 2048  # prompts that are tokenized at a time
 
 
 def solved(examples: Sequence[Example]) -> tuple[Message, ...]:
-    """Examples with their answers, as turns of a chat; without shots of their own."""
-    return tuple(turn for e in examples for turn in (*e.messages[e.own_turns :], e.turns.answer))
+    """Examples with their answers, as turns of a chat; without shots of their own.
+
+    Their system turns are left out: many chat templates take one as the first turn only.
+    """
+    return tuple(
+        turn
+        for e in examples
+        for turn in (*e.messages[e.own_turns :], e.turns.answer)
+        if turn["role"] != "system"
+    )
+
+
+def behind(before: Sequence[Message], messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Turns behind solved examples; only the system turns that they begin with stay first.
+
+    Example:
+        >>> turns = [{"role": role, "content": "..."} for role in ("user", "assistant")]
+        >>> few_shot = behind(turns, [{"role": "system", "content": "Be brief."}, turns[0]])
+        >>> [turn["role"] for turn in few_shot]
+        ['system', 'user', 'assistant', 'user']
+    """
+    first = num_system_turns(messages)
+    return (*messages[:first], *before, *messages[first:])
+
+
+def num_system_turns(messages: Sequence[Message]) -> int:
+    """How many system turns stand before all others."""
+    return sum(1 for _ in takewhile(lambda turn: turn["role"] == "system", messages))
+
+
+def has_question(example: Example) -> bool:
+    """Whether it says more before its answer than system turns, which shots come without."""
+    own = example.messages[example.own_turns :]
+    return example.turns.plain or num_system_turns(own) < len(own)
 
 
 def exemplar_pool(train: Chosen, template: str) -> Chosen:
@@ -40,6 +73,9 @@ def add_shots(
 
     Returns:
         The split, and of the examples that drew shots, how many lack how many of them.
+
+    Raises:
+        InputError: if the chat template refuses one with its shots.
     """
     pools = {name: train.of_template(name) for name in train.templates()}
     numbers = train.numbers.copy()
@@ -54,7 +90,7 @@ def add_shots(
             if count and not example.turns.plain:
                 asked[number] = count
                 waiting[number] = example, _drawn(example, pools[example.template], count, rng)
-        for number, example, tokens in _fitting(waiting, chat, max_length):
+        for number, example, tokens in _fitting(task, waiting, chat, max_length):
             missing[asked[number] - example.shots] += 1
             if example.shots:
                 numbers[number] = train.store.append(example, tokens)
@@ -69,29 +105,37 @@ def _generator(example: Example, seed: int) -> np.random.Generator:
 
 def _drawn(example: Example, pool: Chosen, count: int, rng: np.random.Generator) -> list[Example]:
     """`count` others of the pool that ask something else, or as many as are found."""
+    if not has_question(example):
+        return []
     for wanted in (count + 1, count + _LOOKED_AT):
         picked = rng.choice(len(pool), min(wanted, len(pool)), replace=False).tolist()
-        others = [other for other in map(pool.__getitem__, picked) if not _alike(example, other)]
+        others = [other for other in map(pool.__getitem__, picked) if _shows(other, example)]
         if len(others) >= count:
             break
     return others[:count]
 
 
-def _alike(one: Example, other: Example) -> bool:
-    """Whether they are of one record, or ask the same: one would show the other's answer."""
-    return one.origin == other.origin or one.key == other.key or one.asked == other.asked
+def _shows(shot: Example, example: Example) -> bool:
+    """Whether one shows how to answer, and not the other's answer.
+
+    It would if they were of one record, or asked the same.
+    """
+    same = (getattr(shot, name) == getattr(example, name) for name in ("origin", "key", "asked"))
+    return has_question(shot) and not any(same)
 
 
 def _fitting(
-    waiting: dict[int, tuple[Example, list[Example]]], chat: Chat, max_length: int
+    task: TaskConfig,
+    waiting: dict[int, tuple[Example, list[Example]]],
+    chat: Chat,
+    max_length: int,
 ) -> Iterator[tuple[int, Example, Encoded]]:
     """Each example behind as many of its shots as fit."""
     while waiting:
         made = [_behind(example, shots) for example, shots in waiting.values()]
         longer: dict[int, tuple[Example, list[Example]]] = {}
-        for number, example, tokens in zip(
-            list(waiting), made, encode_examples(chat, made), strict=True
-        ):
+        encoded = chat.encode_layouts(_layout(task, chat, example) for example in made)
+        for number, example, tokens in zip(list(waiting), made, encoded, strict=True):
             if len(tokens.ids) <= max_length or not example.shots:
                 yield number, example, tokens
             else:
@@ -100,9 +144,19 @@ def _fitting(
         waiting = longer
 
 
-def _behind(example: Example, shots: Iterable[Example]) -> Example:
-    shots = list(shots)
+def _layout(task: TaskConfig, chat: Chat, example: Example) -> Layout:
+    try:
+        return chat.layout(example.turns)
+    except UnusableTurns as error:
+        raise InputError(
+            f"config.data.tasks: {task.name}.train_shots: {example.origin} behind {example.shots} "
+            f"solved examples: {error}; leave train_shots out, or use another chat template"
+        ) from error
+
+
+def _behind(example: Example, shots: Sequence[Example]) -> Example:
     before = solved(shots)
     earlier = tuple(number + len(before) for number in example.turns.earlier)
-    turns = example.turns._replace(messages=(*before, *example.messages), earlier=earlier)
-    return replace(example, turns=turns, shots=len(shots), own_turns=len(before))
+    turns = example.turns._replace(messages=behind(before, example.messages), earlier=earlier)
+    own_turns = num_system_turns(example.messages) + len(before) if shots else 0
+    return replace(example, turns=turns, shots=len(shots), own_turns=own_turns)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
+from ift_jax.data.shots import num_system_turns
 from ift_jax.evaluation.frames import neutral_prompt, template_frames
 from ift_jax.evaluation.metrics import Need
 from ift_jax.evaluation.predictions import Prediction
@@ -168,7 +169,9 @@ def _neutral_scores(
         first = {keys[i]: i for i in reversed(members)}
         prompts = []
         for (template, _, choices), i in first.items():
-            before = asked[i].messages[: -len(items[i].messages)]
+            own = num_system_turns(items[i].messages)
+            end = len(asked[i].messages) + own - len(items[i].messages)
+            before = asked[i].messages[own:end]
             question = {"role": "user", "content": neutral_prompt(frames[template])}
             prompts.append(([*before, question], choices))
         questions = encode_questions(model.chat, prompts)

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from ift_jax.data.chat import Message
+from ift_jax.data.chat import Message, UnusableTurns
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
-from ift_jax.data.shots import exemplar_pool, solved
+from ift_jax.data.shots import behind, exemplar_pool, has_question, solved
 from ift_jax.data.splits import take_subset
-from ift_jax.errors import InputError
+from ift_jax.errors import InputError, one_line
 from ift_jax.evaluation.scoring import Question, encode_questions
 from ift_jax.language_model import LanguageModel
 
@@ -20,7 +21,7 @@ class Asked(NamedTuple):
     """An item as a model is asked it.
 
     Attributes:
-        messages: exemplars and question.
+        messages: exemplars and question; its own system turns stay before them.
         shots: exemplars among them.
         prompt: the same as tokens.
         options: answers to score, the item's choices first; () where nothing is scored.
@@ -39,7 +40,7 @@ def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Mess
 
     Balanced over the answers where they are choices; the order is the seed's too.
     """
-    pool = exemplar_pool(task.splits["train"], template)
+    pool = [e for e in exemplar_pool(task.splits["train"], template) if has_question(e)]
     if count > len(pool):
         raise InputError(
             f"task {task.config.name}: {count} shots asked for, the training split has "
@@ -70,8 +71,9 @@ def ask(
         new_tokens: how many will be generated; 0 if none.
 
     Raises:
-        InputError: if an item does not fit without any exemplar, or the training split has
-            fewer than `shots` examples of an item's template.
+        InputError: if an item does not fit without any exemplar, the chat template refuses it
+            behind exemplars, or the training split has fewer than `shots` examples of an item's
+            template.
     """
     limit = model.structure.context_length
     found: dict[int, Asked] = {}
@@ -99,13 +101,20 @@ def _ask(
     scored: bool,
 ) -> list[Asked]:
     before = {t: exemplars(task, t, count, seed) for t in sorted({e.template for e in items})}
-    messages = [[*before[e.template], *e.messages] for e in items]
-    prompts = [model.chat.prompt_ids(m) for m in messages]
-    asked = [Asked(m, count, p) for m, p in zip(messages, prompts, strict=True)]
-    if not scored:
-        return asked
+    messages = [list(behind(before[e.template], e.messages)) for e in items]
     options = [options_of(e) for e in items]
-    questions = encode_questions(model.chat, list(zip(messages, options, strict=True)))
+    try:
+        prompts = [model.chat.prompt_ids(m) for m in messages]
+        asked = [Asked(m, count, p) for m, p in zip(messages, prompts, strict=True)]
+        if not scored:
+            return asked
+        questions = encode_questions(model.chat, list(zip(messages, options, strict=True)))
+    except (jinja2.TemplateError, UnusableTurns) as error:
+        remedy = "ask without shots, or use another" if count else "use another"
+        raise InputError(
+            f"config.evaluation.shots: task {task.config.name}: behind {count} solved examples: "
+            f"the chat template refuses a prompt ({one_line(error)}); {remedy} chat template"
+        ) from error
     return [
         a._replace(options=o, question=q) for a, o, q in zip(asked, options, questions, strict=True)
     ]

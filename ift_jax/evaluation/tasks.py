@@ -165,7 +165,8 @@ def check_scoring(
         longest = max(scored.items, key=lambda e: sum(len(m["content"]) for m in e.messages))
         needs = scored.needs
         new = num_new_tokens(model, scored.items, needs, config.max_new_tokens)
-        ask(model, scored.task, [longest], 0, 0, scored=needs != {"generated"}, new_tokens=new)
+        most = max(shots, default=0)
+        ask(model, scored.task, [longest], most, 0, scored=needs != {"generated"}, new_tokens=new)
 
 
 def baseline_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> list[Row]:

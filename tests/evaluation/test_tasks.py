@@ -1,7 +1,9 @@
 """From a task to rows: what is asked, what comes beside it, and scores against transformers."""
 
+import copy
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.errors import InputError
 from ift_jax.evaluation import answers, intervals, metrics
 from ift_jax.evaluation.metrics import METRICS
-from ift_jax.evaluation.shots import exemplars
+from ift_jax.evaluation.shots import ask, exemplars
 from ift_jax.evaluation.tasks import (
     EvaluationConfig,
     baseline_rows,
@@ -311,6 +313,63 @@ def test_exemplars_are_as_many_as_the_context_has_room_for(tmp_path_factory):
             one_more = exemplars(task, "Rate", line.shots_given + 1, 0)
             more = model.chat.prompt_ids([*one_more, *example.messages])
             assert len(more) + longest > 260
+
+
+@pytest.fixture(scope="module")
+def chats(place):
+    """Questions behind system turns that differ."""
+
+    def turns(n):
+        said = {"system": f"Bot {n}.", "user": f"Lamp {n}?", "assistant": "good"}
+        return [{"role": role, "content": content} for role, content in said.items()]
+
+    records = [{"messages": turns(n)} for n in range(24)]
+    return place.data(records=records, templates="", template_names=(), split_by=())
+
+
+def test_exemplars_come_without_system_turns_and_the_items_own_stays_first(model, chats):
+    [task] = chats.tasks
+    item = task.splits["test"][0]
+    [asked] = ask(model, task, [item], 2, 0, scored=True, new_tokens=0)
+    assert asked.messages == [
+        item.messages[0],
+        *exemplars(task, "messages", 2, 0),
+        item.messages[1],
+    ]
+    assert [m["role"] for m in asked.messages] == ["system", *["user", "assistant"] * 2, "user"]
+
+
+def test_prompts_without_content_stand_behind_the_exemplars_alone(model, chats, monkeypatch):
+    [task] = chats.tasks
+    seen, encode = [], answers.encode_questions
+    monkeypatch.setattr(
+        answers,
+        "encode_questions",
+        lambda chat, prompts: seen.extend(prompts) or encode(chat, prompts),
+    )
+    item = replace(task.splits["test"][0], choices=("good", "bad"))
+    answers.answer(
+        model, task, [item], [()], shots=2, seed=0, needs={"calibrated"}, max_new_tokens=0
+    )
+    [(messages, _)] = seen
+    assert messages[:-1] == exemplars(task, "messages", 2, 0)
+    assert messages[-1]["role"] == "user"
+
+
+def test_what_the_chat_template_refuses_behind_exemplars_is_said_before_a_long_run(model, chats):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages | length > 3 %}{{ raise_exception('too many turns') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    strict = replace(model, tokenizer=tokenizer)
+    config = EvaluationConfig(metrics=("exact_match",))
+    check_scoring(strict, chats, config, split="test", shots=(0,))
+    says = r"config.evaluation.shots: task lamps: behind 2 .*too many turns.*; ask without shots"
+    with pytest.raises(InputError, match=says):
+        check_scoring(strict, chats, config, split="test", shots=(0, 2))
+    with pytest.raises(InputError, match=says):
+        rows_of(strict, chats, "exact_match", shots=(2,))
 
 
 def test_an_item_that_does_not_fit_alone_is_refused(tmp_path_factory):
