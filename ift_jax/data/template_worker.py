@@ -15,23 +15,25 @@ message]. JSON, since the parent must be safe with the words of a process that w
 Standard library and Jinja only: it restarts often, and must not wait for the rest of `ift_jax`.
 """
 
+import encodings
 import hashlib
 import json
 import pickle
+import pkgutil
 import random
 import re
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
-from jinja2.filters import do_join
+from jinja2.filters import do_join, do_xmlattr
 from jinja2.sandbox import SandboxedEnvironment
 
 SEPARATOR = "|||"
@@ -43,9 +45,9 @@ READY = b"ready\n"
 
 # What Jinja, the methods of text and the types of columns import when they first need it.
 IMPORTED_LATE = (
-    *("jinja2.constants", "jinja2.debug", "html", "pprint", "urllib.parse"),
-    *("_strptime", "datetime", "decimal"),
-    *("encodings.ascii", "encodings.latin_1", "encodings.unicode_escape", "encodings.utf_16"),
+    *("jinja2.constants", "jinja2.debug", "html", "pprint", "textwrap", "urllib.parse"),
+    *("_strptime", "datetime", "decimal", "unicodedata"),
+    *(f"encodings.{module.name}" for module in pkgutil.iter_modules(encodings.__path__)),
 )
 
 # What stands for a separator inside the data until the text has been split. Compatible mode
@@ -78,12 +80,83 @@ class Strict(jinja2.StrictUndefined):
             self._undefined_exception = UndefinedColumn
 
 
+class Unprintable:
+    """What turns into text nowhere: neither alone nor inside a list, a format or a filter."""
+
+    __slots__ = ()
+    refusal = ""
+
+    def __str__(self) -> str:
+        raise PrintedNone(self.refusal)
+
+    __repr__ = __str__
+
+    def __format__(self, _: str) -> str:
+        raise PrintedNone(self.refusal)
+
+
+class NoneType(Unprintable):
+    """Stands for the None of a record: like None in all but that it cannot be printed.
+
+    Its name and module are those that error messages show.
+    """
+
+    __slots__ = ()
+    __module__ = "builtins"
+    refusal = "it prints a None"
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, NoneType)
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+
+class NotANumber(Unprintable, float):
+    """Stands for the NaN of a record."""
+
+    __slots__ = ()
+    refusal = "it prints a NaN, the mark of a missing number"
+
+
+NONE = NoneType()
+NAN = NotANumber("nan")
+_CONTAINERS = frozenset((list, tuple, dict))
+_LOOKED_INTO = _CONTAINERS | {type(None), float}
+
+
+def unprintable(value: Any) -> Any:
+    """The value, in which what stands for None and NaN, at any depth, cannot be printed."""
+    kind = type(value)
+    if kind in _CONTAINERS:
+        items = value.values() if kind is dict else value
+        if _LOOKED_INTO.isdisjoint(map(type, items)):
+            return value  # most are such, and go by fast
+        if kind is dict:
+            return {
+                key: unprintable(item) if type(item) in _LOOKED_INTO else item
+                for key, item in value.items()
+            }
+        return kind(map(unprintable, value))
+    if value is None:
+        return NONE
+    return NAN if kind is float and value != value else value
+
+
+def plain(value: Any) -> Any:
+    """The None that `NONE` stands for; any other value as it is."""
+    return None if value is NONE else value
+
+
 def printable(value: Any) -> Any:
     """The value, unless printing it would put a missing value into a training text."""
     if value is None:
-        raise PrintedNone("it prints a None")
+        raise PrintedNone(NONE.refusal)
     if type(value) is float and value != value:
-        raise PrintedNone("it prints a NaN, the mark of a missing number")
+        raise PrintedNone(NAN.refusal)
     return value
 
 
@@ -110,15 +183,56 @@ def most_frequent(items: Any) -> list[Any] | None:
     return [item for item, count in counts.items() if count == most]
 
 
+class StrictEnvironment(SandboxedEnvironment):
+    """Where what is missing in the data, or returned by a call, turns into text nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(undefined=Strict, finalize=printable)
+        self.tests = {name: _of_none(test) for name, test in self.tests.items()}
+        self.filters.update(join=join_printable, printable=printable, xmlattr=xmlattr)
+        self.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _jsonable}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        found = super().getattr(obj, attribute)
+        return NONE if found is None else found
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(__obj, "__self__", None), str):  # such as `split`, where None counts
+            args = tuple(map(plain, args))
+            kwargs = {name: plain(value) for name, value in kwargs.items()}
+        result = super().call(__context, __obj, *args, **kwargs)
+        return NONE if result is None else result
+
+
+def _of_none(test: Any) -> Callable[..., bool]:
+    """The test, for which `NONE` is None."""
+
+    @wraps(test)
+    def of_none(*args: Any, **kwargs: Any) -> bool:
+        return bool(test(*map(plain, args), **kwargs))
+
+    return of_none
+
+
+@jinja2.pass_eval_context
+def xmlattr(context: Any, items: Mapping[str, Any], autospace: bool = True) -> str:
+    """Jinja's `xmlattr`, which leaves out what is None."""
+    kept = {name: value for name, value in items.items() if value is not NONE}
+    return do_xmlattr(context, kept, autospace)
+
+
+def _jsonable(value: Any) -> None:
+    if value is not NONE:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
 def make_environment(strict: bool) -> SandboxedEnvironment:
     """Jinja as template files expect it: no escaping, undefined as nothing, `zip` at hand."""
-    environment = SandboxedEnvironment(
-        undefined=Strict if strict else jinja2.Undefined, finalize=printable if strict else None
-    )
+    environment = StrictEnvironment() if strict else SandboxedEnvironment()
     environment.globals.update(range=range, zip=zip)  # Jinja's sandbox has a shorter range
     environment.filters.update(choice=choice, most_frequent=most_frequent)
     if strict:
-        environment.filters.update(join=join_printable, printable=printable)
+        environment.filters["most_frequent"] = lambda items: most_frequent(items) or NONE
     return environment
 
 
@@ -180,6 +294,8 @@ def render(
         column: value.replace(SEPARATOR, guard) if isinstance(value, str) else value
         for column, value in record.items()
     }
+    if strict:
+        guarded = unprintable(guarded)
     choices = None
     if answer_choices is not None and choices_template.constant:
         choices = list(constant_choices(answer_choices, strict))  # the template may change it
@@ -258,7 +374,8 @@ def confine() -> None:
     bounds the memory of a running process; elsewhere the timer must do.
     """
     for module in IMPORTED_LATE:
-        import_module(module)
+        with suppress(ImportError):  # of the encodings, some are another system's
+            import_module(module)
     import resource
     import signal
 

@@ -1,9 +1,14 @@
 """No template reads, hangs, crashes or fills the process that uses it, whatever it says."""
 
 import contextlib
+import copy
+import datetime
+import decimal
+import encodings.aliases
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -252,6 +257,68 @@ def test_the_worker_can_neither_open_files_nor_start_processes_nor_see_the_envir
     command = [sys.executable, "-c", textwrap.dedent(script)]
     output = subprocess.run(command, capture_output=True, text=True).stdout.split()
     assert output.count("refused") >= (3 if os.geteuid() == 0 else 4)  # root may always fork
+
+
+VALUES = {
+    "s": "some Text, a@b.org http://x.org/é and <i>more</i> words",
+    "b": b"by te",
+    "words": ["b", "a"],
+    "moment": datetime.datetime(2020, 1, 2, 3, 4, tzinfo=datetime.UTC),
+    "price": decimal.Decimal("1234.50"),
+}  # fmt: skip
+
+
+def outside(jinja, record):
+    """What the template gives in this process, which may open any file."""
+    try:
+        return template_worker.render(jinja, None, False, copy.deepcopy(record))[0]
+    except Exception:
+        return "fails"
+
+
+def compare_with_outside(sources, record):
+    """How many of the templates render; each must do the same in the worker and out of it."""
+    num_rendered = 0
+    for jinja in sources:
+        [reply] = render_records(jinja, None, False, [record])
+        inside = reply.parts if isinstance(reply, Success) else "fails"
+        expected = outside(jinja, record)
+        num_rendered += expected != "fails"
+        addresses = re.compile(r"0x[0-9a-f]+")
+        assert addresses.sub("", str(inside)) == addresses.sub("", str(expected)), (jinja, reply)
+    return num_rendered
+
+
+def test_every_filter_does_in_the_worker_what_it_does_outside():
+    sources = [
+        f"{{{{ {value} | {name}({arguments}) }}}}"
+        for name in template_worker.make_environment(strict=False).filters
+        for value in ("s", "words")
+        for arguments in ("", "1", "'a'")
+    ]
+    assert "{{ s | wordwrap() }}" in sources
+    assert compare_with_outside(sources, VALUES) > 100
+
+
+@pytest.mark.parametrize("column", ["s", "b", "moment", "price"])
+def test_every_method_of_a_value_does_in_the_worker_what_it_does_outside(column):
+    clocks = ("now", "today", "utcnow")
+    methods = [n for n in dir(VALUES[column]) if not n.startswith("_") and n not in clocks]
+    arguments = ("", "1", "b", "'%A %p'", "'%d', '%d'")
+    sources = [f"{{{{ {column}.{name}({given}) }}}}" for name in methods for given in arguments]
+    assert compare_with_outside(sources, VALUES) > len(methods) / 2
+
+
+def test_every_encoding_is_known_in_the_worker():
+    assert outside("{{ 'é'.encode('cp1252') }}", {}) == [r"b'\xe9'"]
+    names = sorted({*encodings.aliases.aliases.values(), "cp737", "idna", "punycode", "utf_8_sig"})
+    sources = [
+        f"{{{{ 'text'.encode({name!r}) }}}}{{{{ 'text'.encode({name!r}).decode({name!r}) }}}}"
+        for name in names
+    ]
+    assert compare_with_outside(sources, {}) > 90
+    escapes = ["{{ '\\N{BULLET}' }}", "{{ 'é'.encode('ascii', 'namereplace') }}"]
+    assert compare_with_outside(escapes, {}) == 2
 
 
 def test_the_worker_gets_none_of_the_parents_environment(monkeypatch):
