@@ -126,6 +126,81 @@ def printed_columns(text: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(before), frozenset(after if usable else ())
 
 
+def told_by(text: str) -> frozenset[str]:
+    """The variables that a target is looked up by, and that the prompt tells.
+
+    Looked up is what stands before brackets, by a variable alone: `answer_choices[label]`,
+    `[a, b][label | int]`, `choices[label - 1]`. Under other arithmetic the target may be the
+    answer to a question about what is printed. The prompt tells the variable if it prints it,
+    or what it looks up and nothing else from there.
+
+    Example:
+        >>> sorted(told_by("{{ text }} {{ label }}? ||| {{ answer_choices[label] }}"))
+        ['label']
+        >>> sorted(told_by("{{ answer_choices[label] }}? ||| {{ answer_choices[label] }}"))
+        ['label']
+        >>> sorted(told_by("{{ answer_choices[0] }}? ||| {{ answer_choices[label] }}"))
+        []
+    """
+    tree = _ENVIRONMENT.parse(text)
+    prompt: list[nodes.Node] = []
+    target: list[nodes.Node] = []
+    _sort_printed(tree.body, False, prompt, target)
+    told = set()
+    for node in target:
+        if not isinstance(node, nodes.Getitem):
+            continue
+        if (by := _looked_up_by(node)) and (by in prompt or _singled_out(node, prompt)):
+            told.add(by.name)
+    # What the template sets may be another thing in each place, and may be what it asks for.
+    return frozenset(told - {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"})
+
+
+def _singled_out(node: nodes.Getitem, prompt: list[nodes.Node]) -> bool:
+    """Whether the prompt prints this element of a list or dict, and no other one."""
+    return node in prompt and not any(
+        isinstance(other, nodes.Getitem) and other.node == node.node and other != node
+        for other in prompt
+    )
+
+
+def _sort_printed(
+    body: Iterable[nodes.Node], ended: bool, prompt: list[nodes.Node], target: list[nodes.Node]
+) -> bool:
+    """Adds what is printed to its side; whether the prompt has ended after it."""
+    for node in body:
+        match node:
+            case nodes.If():
+                branches = [node.body, *(branch.body for branch in node.elif_), node.else_]
+                ended = max([_sort_printed(b, ended, prompt, target) for b in branches])
+            case nodes.For():
+                ended = _sort_printed([*node.body, *node.else_], ended, prompt, target)
+            case nodes.With() | nodes.Scope():
+                ended = _sort_printed(node.body, ended, prompt, target)
+            case nodes.Output():
+                ended = _sort_printed(node.nodes, ended, prompt, target)
+            case nodes.TemplateData(data=str(printed)) | nodes.Const(value=str(printed)):
+                ended = ended or SEPARATOR in printed
+            case nodes.Concat():
+                ended = _sort_printed(node.nodes, ended, prompt, target)
+            case nodes.Expr():
+                (target if ended else prompt).append(_unfiltered(node))
+    return ended
+
+
+def _looked_up_by(node: nodes.Getitem) -> nodes.Name | None:
+    by = _unfiltered(node.arg)
+    if isinstance(by, nodes.Add | nodes.Sub) and isinstance(by.right, nodes.Const):
+        by = _unfiltered(by.left)
+    return by if isinstance(by, nodes.Name) else None
+
+
+def _unfiltered(node: nodes.Node) -> nodes.Node:
+    while isinstance(node, nodes.Filter) and node.node:
+        node = node.node
+    return node
+
+
 def _printed_name(node: nodes.Node | None) -> str | None:
     while isinstance(node, nodes.Filter):
         node = node.node

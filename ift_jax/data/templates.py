@@ -6,6 +6,7 @@ Rendering happens in a worker process that is bounded in time and memory, see
 `template_worker`, so a template file may come from anywhere.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from ift_jax.errors import InputError
 METADATA_KEYS = ("choices_in_prompt", "languages", "metrics", "original_task")
 REQUIRED_KEYS = ("name", "jinja", "answer_choices")
 MAX_NAME_CHARS = 100  # that messages show of a name
+MIN_TOLD = 0.95  # of the prompts, if these tell the targets
 MIN_LEAK_CHARS = 8  # a shorter target may stand in a prompt by chance
 
 
@@ -351,6 +353,8 @@ def _problems_of_form(template: Template, columns: Collection[str] | None) -> It
     prompt, target = template_analysis.printed_columns(template.jinja)
     if target and target <= prompt:
         yield f"the target is {', '.join(sorted(target))}, which the prompt prints"
+    if told := template_analysis.told_by(template.jinja):
+        yield f"the target is chosen by {', '.join(sorted(told))}, which the prompt tells"
 
 
 def _problems_of_samples(
@@ -372,10 +376,33 @@ def _problems_of_samples(
     if leaks:
         yield f"the target can be read in the prompt in {leaks} of {len(examples)} samples"
     choices = {example.answer_choices for example in examples}
+    if len(choices) == 1 and (told := _num_told(examples)):
+        yield f"the prompt tells which choice is the target in {told} of {len(examples)} samples"
     if len(choices) == 1 and (fixed := choices.pop()) and len(examples) >= 4 * len(fixed):
         targets = {example.completion for example in examples}
         if unused := [choice for choice in fixed if choice not in targets]:
             yield f"the choice {', '.join(map(repr, unused))} is no sample's target"
+
+
+def _num_told(examples: Sequence[Rendered]) -> int:
+    """How many prompts hold their target but not all others, if that is hardly chance; else 0.
+
+    The examples share their choices. The choices of one record may well stand in it.
+    """
+    folded = {choice.casefold() for choice in examples[0].answer_choices or () if choice}
+    totals = Counter(example.completion.casefold() for example in examples)
+    if not folded or not 2 <= len(totals) <= len(examples) / 4:
+        return 0
+    words = "|".join(map(re.escape, sorted(folded, key=len, reverse=True)))  # "not good" first
+    pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
+    told: Counter[str] = Counter()
+    for example in examples:
+        target = example.completion.casefold()
+        shown = set(pattern.findall(example.prompt.casefold()))
+        told[target] += target in shown and not totals.keys() <= shown
+    # A choice that the question names, as in "Is it spam?", tells nothing of the others.
+    enough = all(told[target] >= MIN_TOLD * total / 2 for target, total in totals.items())
+    return told.total() if enough and told.total() >= MIN_TOLD * len(examples) else 0
 
 
 def _undeclared(template: Template, part: str, text: str) -> frozenset[str]:

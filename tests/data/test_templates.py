@@ -133,6 +133,97 @@ def test_render_says_why_a_record_is_no_example(jinja, answer_choices, reason):
     assert "\n" not in str(caught.value)
 
 
+MISSING = {
+    "s": "hello", "t": None, "nan": math.nan, "words": [None, "a"], "d": {"x": None, "l": [None]},
+    "rows": [{"k": None, "v": 1}, {"k": "b", "v": 2}], "pair": (None, 1), "none_s": "none",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        *(f"t | {name}" for name in ("string", "trim", "upper", "lower", "capitalize", "title")),
+        *(f"t | {name}" for name in ("e", "safe", "replace('o', 'a')", "center(9)")),
+        *("'%s' % t", "'%s' | format(t)", "'{}'.format(t)", "'{:>5}'.format(t)", "s ~ t"),
+        *("words", "words | list", "words[:1]", "words | first", "words | join", "words | string"),
+        *("words | map('upper') | join", "words | map('string') | list", "words | reverse | list"),
+        *("d", "d.x", "d.l", "d['x'] | trim", "d | dictsort", "d.values() | list", "pair"),
+        *("rows | map(attribute='k') | join", "rows[0]", "rows | list | pprint"),
+        *("d.get('gone') | trim", "[].append(1) | string", "[] | most_frequent | string"),
+        *("namespace(x=none).x | upper", "[s, d.get('x')]", "{'key': t}", "dict(key=t)"),
+        *("nan", "nan | string", "'%s' % nan", "'{:.1f}'.format(nan)", "[nan]", "nan + 1"),
+    ],
+)  # fmt: skip
+def test_no_filter_format_or_list_prints_a_none(printed):
+    for jinja in (f"{{{{ {printed} }}}} ||| a", f"a ||| {{{{ {printed} }}}}"):
+        with pytest.raises(TemplateRejection) as caught:
+            Template("t", jinja).render(MISSING)
+        assert caught.value.reason == "printed_none"
+    with pytest.raises(TemplateRejection, match=r"it prints a (None|NaN)"):
+        Template("t", "{{ s }} ||| {{ s }}", f"{{{{ {printed} }}}} ||| hello").render(MISSING)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("t or 'x'", "x"),
+        ("t | default('x', true)", "x"),
+        ("(t | default('x')) is none", "True"),
+        ("'a' if t else 'b'", "b"),
+        ("[t is none, t is not none, t == none, none == t, t != none]", [1, 0, 1, 1, 0]),
+        ("[t in [none], none in words, t in words, t in [s], t == d.x]", [1, 1, 1, 0, 1]),
+        ("[t is defined, t is sameas none, t is true, t is false]", [1, 1, 0, 0]),
+        ("[t is string, t is number, t is mapping, t is sequence]", [0, 0, 0, 0]),
+        ("[t is iterable, t is callable, t is boolean, t is integer]", [0, 0, 0, 0]),
+        ("[t is lower, t is upper, t is eq(none), t == 0, t == '']", [0, 0, 1, 0, 0]),
+        ("t | tojson", "null"),
+        ("d | tojson", '{"l": [null], "x": null}'),
+        ("t | int(7)", "7"),
+        ("words | select | join", "a"),
+        ("words | reject('none') | join", "a"),
+        ("words | map('default', 'x', true) | join", "xa"),
+        ("rows | selectattr('k', 'none') | map(attribute='v') | join", "1"),
+        ("rows | rejectattr('k', 'equalto', none) | map(attribute='v') | join", "2"),
+        ("words | length", "2"),
+        ("words.index(none)", "0"),
+        ("words | unique | list | length", "2"),
+        ("{none: 'key'}[t]", "key"),
+        ("d.get('x') is none", "True"),
+        ("words.append(s) or words | length", "3"),
+        ("'a b'.split(t)", "['a', 'b']"),
+        ("s.split(sep=t)", "['hello']"),
+        ("{'a': t, 'b': 1} | xmlattr", 'b="1"'),
+        ("none_s | upper", "NONE"),
+        ("[nan == nan, nan is number, nan is float, nan < 1]", [0, 1, 1, 0]),
+        ("nan | int(3)", "3"),
+    ],
+)
+def test_what_does_not_print_a_none_goes_on_as_with_any_none(printed, expected):
+    expected = expected if isinstance(expected, str) else str(list(map(bool, expected)))
+    jinja = f"a ||| {{{{ {printed} }}}}"
+    assert Template("t", jinja).render(MISSING).completion == expected
+    assert Template("t", jinja).apply(MISSING) == ["a", expected]
+
+
+@pytest.mark.parametrize(
+    "used",
+    ["t + 1", "1 + t", "t + 'x'", "t < 1", "t | length", "t | list", "t()", "t[0] + 1", "t.x + 1"],
+)
+def test_what_fails_with_a_none_fails(used):
+    with pytest.raises(TemplateRejection) as caught:
+        Template("t", f"a ||| {{{{ {used} }}}}").render(MISSING)
+    assert caught.value.reason == "template_error"
+    assert "Unprintable" not in str(caught.value)
+    with pytest.raises(TemplateRejection):
+        Template("t", f"a ||| {{{{ {used} }}}}").apply(MISSING)
+
+
+def test_a_none_beside_a_draw_changes_nothing_of_what_is_drawn():
+    template = Template("t", "{{ range(10 ** 9) | random }} ||| {{ range(10 ** 9) | choice }}")
+    drawn = template.render(MISSING)
+    assert [drawn.prompt, drawn.completion] == template.apply(MISSING)
+
+
 def test_a_rejection_for_a_missing_column_names_it_and_the_columns_there_are():
     with pytest.raises(
         TemplateRejection, match="'reviw' is undefined; the record has review, stars"
@@ -416,6 +507,74 @@ def test_lint_finds(template, problem):
     template = Template(**{**vars(template), "file": "f"})
     records = [{"y": {"text": "a long text"}, "n": i % 2} for i in range(40)]
     assert problem in findings(template, columns=["y", "n"], records=records)
+
+
+LABELLED = [
+    {"text": f"dryer {i}", "label": i % 2, "name": ["not good", "good"][i % 2], "rest": ["a", "b"]}
+    for i in range(40)
+]
+CHOOSES = "{{ answer_choices[label] }}"
+TOLD = "the target is chosen by label, which the prompt tells"
+READ = "the prompt tells which choice is the target in 40 of 40 samples"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "problems"),
+    [
+        (f"{{{{ text }}}} ({CHOOSES})? ||| {CHOOSES}", [TOLD, READ]),
+        (f"{{{{ text }}}} {{{{ label }}}}? ||| {CHOOSES}", [TOLD]),
+        (f"{{{{ text ~ '|' ~ label | string }}}}? ||| It is {CHOOSES}", [TOLD]),
+        ("{{ label }}? ||| {{ answer_choices[label | int] | lower }}", [TOLD]),
+        ("{{ label }}? ||| {{ answer_choices[label - 1] }}", [TOLD]),
+        ("{{ [text, name][label] }}? ||| {{ [text, name][label] }}", [TOLD]),
+        ("{{ label }}? ||| {{ {0: answer_choices[0], 1: answer_choices[1]}[label] }}", [TOLD]),
+        (f"{{% if text %}}{{{{ label }}}} ||| {CHOOSES}{{% endif %}}", [TOLD]),
+        (f"{{{{ label }}}}? ||| {{% if text %}}{CHOOSES}{{% endif %}}", [TOLD]),
+        (f"{{{{ text }}}} {{{{ name | title }}}}? ||| {CHOOSES}", [READ]),
+        (
+            "Was it {{ name }}? ||| {% if label %}{{ answer_choices[1] }}{% else %}"
+            "{{ answer_choices[0] }}{% endif %}",
+            [READ],
+        ),
+    ],
+)  # fmt: skip
+def test_lint_finds_a_choice_that_the_prompt_tells(jinja, problems):
+    found = findings(Template("t", jinja, "not good ||| good"), records=LABELLED)
+    assert [problem for problem in (TOLD, READ) if problem in found] == problems
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{{ text }}?",
+        "{{ text }}: {{ answer_choices | join(' or ') }}?",
+        "{{ text }}: {% for choice in answer_choices %}{{ choice }} {% endfor %}?",
+        "{{ text }}: {{ answer_choices[0] }} or {{ answer_choices[1] }}?",
+        "{{ text }}: is it good?",
+        "{{ text }}: is it not good?",
+        "{{ text }}: {% if label is defined %}how is it{% endif %}?",
+        "{{ text }} {{ rest[label] }}",
+        "{{ text }}: {{ answer_choices[1 - label] }} or {{ answer_choices[label] }}?",
+        "{% for label in rest %}{{ label }}{% endfor %}?",
+    ],
+)
+def test_lint_lets_prompts_be_that_do_not_tell_the_choice(prompt):
+    template = Template("t", f"{prompt} ||| {CHOOSES}", "not good ||| good")
+    assert "the prompt" not in findings(template, columns=LABELLED[0], records=LABELLED)
+    assert "the prompt" not in findings(template, records=LABELLED[1:2] * 40)  # one target only
+
+
+def test_lint_does_not_take_a_calculation_or_few_samples_for_a_leak():
+    asks = Template("t", "Is {{ label }} even? ||| {{ answer_choices[label % 2] }}", "yes ||| no")
+    assert "the prompt" not in findings(asks, records=LABELLED)
+    names = Template(
+        "t", "{{ text }} {{ name }} ||| {{ answer_choices[label] }}", "not good|||good"
+    )
+    assert READ in findings(names, records=LABELLED)
+    assert "the prompt" not in findings(names, records=LABELLED[:6])
+    # In extractive tasks the right one of a record's own choices stands in the prompt.
+    own = Template("t", names.jinja, "{{ name }} ||| good {{ text }}")
+    assert "the prompt" not in findings(own, records=LABELLED)
 
 
 def test_lint_finds_templates_of_the_same_name_or_text():
