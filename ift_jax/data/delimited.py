@@ -4,7 +4,7 @@ Python's csv module reads the same rows, but an opening quote that never closes 
 swallow the rest of the file, and it cannot say which line was at fault.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ift_jax.data.records import Record, Rejected, Unusable
@@ -45,13 +45,17 @@ def read_delimited(
 
 
 def _checked_header(path: str, cells: list[str]) -> list[str]:
-    twice = sorted({name for name in cells if cells.count(name) > 1})
-    if twice:
+    if (twice := named_twice(cells)) is not None:
         raise InputError(
-            f"{path}:1: the header names {twice[0]!r} twice; rename one, "
+            f"{path}:1: the header names {twice!r} twice; rename one, "
             "or give columns=(...) if the file has no header"
         )
     return cells
+
+
+def named_twice(names: Sequence[str]) -> str | None:
+    """The first of the names that come twice, if any does; it may be empty."""
+    return min((name for name, count in Counter(names).items() if count > 1), default=None)
 
 
 def _rows(

@@ -170,6 +170,7 @@ def assemble(
     built = []
     for task, found, kept in zip(config.tasks, collected, selected, strict=True):
         splits = {name: Chosen(store, kept.numbers[name]) for name in SPLITS}
+        _refuse_all_held_out(task, splits, kept.removed)
         missing: dict[int, int] = {}
         if any(task.train_shots):
             splits["train"], missing = add_shots(
@@ -215,6 +216,25 @@ def _refuse_too_many(task: TaskConfig, config: DataConfig, found: Collected) -> 
             f"task {task.name}: {bad} of {found.num_records} records were rejected, more than "
             f"config.data.max_rejected={config.max_rejected}; first: {first.origin}: "
             f"{first.reason}: {first.detail}"
+        )
+
+
+def _refuse_all_held_out(
+    task: TaskConfig, splits: Mapping[str, Chosen], removed: Mapping[str, int]
+) -> None:
+    """Nothing is left of a source that a split's own source holds as a whole."""
+    own = [
+        f"{split}_{kind}"
+        for split in SPLITS
+        for kind in ("source", "split")
+        if task.has_own(split) and getattr(task, f"{split}_{kind}")
+    ]
+    shared = removed["in_other_split"]
+    if own and task.weight and shared and not len(splits["train"]):
+        raise InputError(
+            f"config.data.tasks: {task.name}: no example of its source is left to train on "
+            f"({shared} records are in another split); is all of it in its {' or '.join(own)} too? "
+            "Give sources that differ, or weight=0 to score the task only"
         )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from ift_jax.data.delimited import read_delimited
+from ift_jax.data.delimited import named_twice, read_delimited
 from ift_jax.data.files import read_lines, split_extension
 from ift_jax.data.records import ReadOptions, Record, Rejected, Rows
-from ift_jax.errors import InputError
+from ift_jax.errors import InputError, one_line
 
 _BATCH_ROWS = 1024
 
@@ -160,8 +160,17 @@ def _columnar(path: str) -> str:
 def _rows_of(path: str, batches: Any) -> Rows:
     number = 0
     for batch in batches:
+        if (twice := named_twice(batch.schema.names)) is not None:
+            raise InputError(f"{path}: has two columns {twice!r}; rename one")
         for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for fields in batch.slice(start, _BATCH_ROWS).to_pylist():
+            try:
+                rows = batch.slice(start, _BATCH_ROWS).to_pylist()
+            except ValueError as error:  # such as two fields of one name inside a column
+                raise InputError(
+                    f"{path}: row {number + 1} or one soon after it cannot be read: "
+                    f"{one_line(error)}"
+                ) from error
+            for fields in rows:
                 number += 1
                 yield Record(fields, f"{path}:{number}")
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from ift_jax.data import json_readers, readers
+from ift_jax.data.delimited import named_twice
 from ift_jax.data.files import check_encoding, split_extension
 from ift_jax.data.records import ReadOptions, Rows
 from ift_jax.data.records import Record as Record
@@ -97,6 +98,8 @@ def read_records(
     check_encoding(encoding)
     options = ReadOptions(encoding, tuple(columns), delimiter, quoted, records_at, line_pattern)
     _check_pattern(line_pattern)
+    if (twice := named_twice(options.columns)) is not None:
+        raise InputError(f"columns={options.columns}: names {twice!r} twice")
     if file_format and file_format not in FILE_FORMATS:
         close = difflib.get_close_matches(file_format, FILE_FORMATS, 1)
         raise InputError(

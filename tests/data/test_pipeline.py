@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -507,6 +508,19 @@ templates:
 
 
 # Tasks
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_source_that_is_held_out_as_a_whole_is_refused(folder, split, copied):
+    path = folder.path / "rating.jsonl"
+    other = path.with_name("copy.jsonl") if copied else path
+    other.write_text("".join(json.dumps(one) + "\n" for one in reviews(20)))
+    task = {f"{split}_source": str(other)}
+    says = f"rating: no example of its source is left to train on .*{split}_source too"
+    assert re.search(says, folder.refusal(reviews(20), task=task))
+    data = folder.build(reviews(20), task={**task, "weight": 0.0})
+    assert data.examples(split)
 
 
 def test_the_path_stands_in_for_the_source_of_the_first_task(folder):

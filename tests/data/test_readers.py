@@ -389,6 +389,27 @@ class TestColumnar:
         assert "not a readable" in message(write(tmp_path / name, "no such data" * 10))
         assert "the file is empty" in message(write(tmp_path / name, ""))
 
+    @pytest.mark.parametrize("name", ["r.parquet", "f.arrow", "s.arrow"])
+    def test_two_columns_of_one_name_are_an_error(self, tmp_path, name):
+        """Also inside a column: a record could hold only one of them."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        inside = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])
+        numbers = [pa.array([1]), pa.array([2])]
+        for table, shown in (
+            (pa.table(numbers, names=["a", "a"]), f"{name}: has two columns 'a'; rename one"),
+            (pa.table([inside], names=["a"]), f"{name}: row 1 or one soon after it cannot be read"),
+        ):
+            path = str(tmp_path / name)
+            if name == "r.parquet":
+                pq.write_table(table, path)
+            else:
+                new = pa.ipc.new_file if name == "f.arrow" else pa.ipc.new_stream
+                with new(path, table.schema) as writer:
+                    writer.write_table(table)
+            assert shown in message(path)
+
     def test_a_cut_off_parquet_file(self, tmp_path):
         import pyarrow.parquet as pq
 

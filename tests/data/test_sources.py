@@ -145,6 +145,12 @@ class TestSources:
     def test_an_option_that_would_do_nothing(self, tmp_path, options, shown):
         assert shown in message(write(tmp_path / "r.jsonl", LINES), **options)
 
+    @pytest.mark.parametrize("name", ["r.csv", "r.tsv", "r.conll"])
+    def test_columns_that_are_named_twice(self, tmp_path, name):
+        path = write(tmp_path / name, "1\t2\n")
+        with pytest.raises(InputError, match=r"columns=.*: names 'a' twice"):
+            read_records(path, columns=("b", "a", "a"))
+
     def test_a_file_without_permission(self, tmp_path):
         path = write(tmp_path / "r.jsonl", LINES)
         os.chmod(path, 0)
