@@ -42,6 +42,7 @@ INDEX = np.dtype(
         ("key", "u8", 2),
         ("asked", "u8"),  # half a digest
         ("group", "u8", 2),
+        ("whole", "u8"),
         ("label", "i4"),  # in Collected.labels
         ("own_split", "i1"),  # in OWN_SPLITS
         ("truncated", "?"),
@@ -256,6 +257,7 @@ def _index(
                 _halves(example.key),
                 _halves(example.asked)[0],
                 _halves(example.group),
+                example.whole,
                 label_codes.setdefault(example.label, len(label_codes)),
                 own,
                 one.truncated,

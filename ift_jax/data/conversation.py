@@ -68,6 +68,8 @@ class Conversation:
         choices: The answers to rank, where the record names them; they hold the reference.
         tools: Descriptions of the tools on offer, as the record has them (JSON schemas).
         plain: True for text that goes into the model without any chat template around it.
+        question: What is asked about, where the format tells it from instructions and examples
+            that other records share; () where the turns to the assistant say it.
     """
 
     messages: tuple[Message, ...]
@@ -75,3 +77,4 @@ class Conversation:
     choices: tuple[str, ...] | None = None
     tools: tuple[dict[str, Any], ...] = ()
     plain: bool = False
+    question: tuple[str, ...] = ()

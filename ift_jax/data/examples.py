@@ -11,9 +11,17 @@ from ift_jax.data.chat import REASONING, Message, Turns
 from ift_jax.data.config import TaskConfig
 from ift_jax.data.conversation import Conversation
 from ift_jax.data.formats import detect_format, to_conversations
-from ift_jax.data.leaks import Marks, mark_shown, record_marks, turn_marks
+from ift_jax.data.leaks import (
+    Marks,
+    has_words,
+    mark_shown,
+    record_digest,
+    record_marks,
+    turn_marks,
+)
 from ift_jax.data.records import Record, Rejected
 from ift_jax.data.splits import content_key, split_key
+from ift_jax.data.template_analysis import Part
 from ift_jax.data.template_sandbox import Timeouts
 from ift_jax.data.templates import Rendered, Template, load_templates, read_templates
 from ift_jax.errors import InputError
@@ -41,6 +49,7 @@ class Example:
         texts: what the prompts show of the record, without template: the columns that they read,
             or what is said to the assistant. Near-duplicates are found by it.
         asked: digest of `texts`; equal for examples with one question.
+        whole: digest of the record with the columns that nothing reads.
         shots: solved examples that stand before the question, among the messages.
         own_turns: where the example's own turns begin among the messages, behind the shots.
     """
@@ -58,6 +67,7 @@ class Example:
     origin: str
     texts: tuple[str, ...] = ()
     asked: str = ""
+    whole: int = 0
     shots: int = 0
     own_turns: int = 0
 
@@ -156,12 +166,16 @@ def from_templates(
     prompt_columns = sorted({c for t in asking for c in t.prompt_columns})
     split_columns = task.split_by or prompt_columns
     all_columns = sorted({c for t in templates for c in t.columns})
-    digests = [_digests(task, r, split_columns, prompt_columns, all_columns) for r in records]
-    for record, digest in zip(records, digests, strict=True):
-        asked = _texts(record.fields, split_columns)
-        shown = _texts(record.fields, all_columns)
-        prompts = digest.texts if task.split_by else ()
-        marks[record.origin] = record_marks(asked, prompts, shown, record.fields)
+    prompt_parts = _parts(part for t in asking for part in t.prompt_parts)
+    all_parts = _parts(part for t in templates for part in t.parts)
+    digests = []
+    for record in records:
+        asked = _texts(record.fields, split_columns, prompt_parts)
+        prompted = tuple(_texts(record.fields, prompt_columns, prompt_parts))
+        shown = _texts(record.fields, all_columns, all_parts)
+        digests.append(_digests(task, record, asked, prompted, shown))
+        prompts = prompted if task.split_by else ()
+        marks[record.origin] = record_marks(asked, prompts, shown, digests[-1].whole)
     for template, numbers in zip(templates, chosen, strict=True):
         outcomes = template.render_batch(
             [records[n].fields for n in numbers],
@@ -191,6 +205,7 @@ def from_templates(
                     origin=record.origin,
                     texts=digests[number].texts,
                     asked=digests[number].asked,
+                    whole=digests[number].whole,
                 )
             )
     return [example for examples in results for example in examples]
@@ -204,27 +219,31 @@ class _Digests(NamedTuple):
     exact: str
     texts: tuple[str, ...]
     asked: str
+    whole: int
 
 
 def _digests(
     task: TaskConfig,
     record: Record,
-    split_columns: Sequence[str],
-    prompt_columns: Sequence[str],
-    all_columns: Sequence[str],
+    asked: Sequence[str],
+    prompted: tuple[str, ...],
+    said: Sequence[str],
 ) -> _Digests:
-    texts = _texts(record.fields, split_columns)
-    key = split_key(*texts)
-    whole = _texts(record.fields, all_columns)
-    group = _group(task, record, key)
-    prompts = tuple(_texts(record.fields, prompt_columns))
-    asked = split_key(*prompts) if task.split_by else key
-    text = "\n".join(texts)
-    return _Digests(text, key, group, content_key(*whole), _exact(whole), prompts, asked)
+    key = split_key(*asked)
+    return _Digests(
+        text="\n".join(asked),
+        key=key,
+        group=_group(task, record, key),
+        content=content_key(*said),
+        exact=_exact(said),
+        texts=prompted,
+        asked=split_key(*prompted) if task.split_by else key,
+        whole=record_digest(record.fields),
+    )
 
 
-def _exact(texts: list[str]) -> str:
-    return hashlib.blake2b(repr(texts).encode(), digest_size=16).hexdigest()
+def _exact(texts: Sequence[str]) -> str:
+    return hashlib.blake2b(repr(list(texts)).encode(), digest_size=16).hexdigest()
 
 
 def _group(task: TaskConfig, record: Record, key: str) -> str:
@@ -253,8 +272,40 @@ def of_a_class(
     return [r for r, is_missing in zip(records, missing, strict=True) if not is_missing]
 
 
-def _texts(fields: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
-    return [str(fields.get(column, "")) for column in columns]
+Parts = Mapping[str, Sequence[Part]]
+
+
+def _parts(found: Iterable[Part]) -> Parts:
+    """What is read of each column that is not read as a whole."""
+    parts: dict[str, set[Part]] = {}
+    for column, *path in found:
+        parts.setdefault(str(column), set()).add(tuple(path))
+    return {column: sorted(paths, key=repr) for column, paths in parts.items() if () not in paths}
+
+
+def _texts(fields: Mapping[str, Any], columns: Iterable[str], parts: Parts) -> list[str]:
+    """The columns as texts; of a nested one the parts that are read."""
+    texts: list[str] = []
+    for column in columns:
+        value = fields.get(column, "")
+        if column in parts and isinstance(value, Mapping | list | tuple):
+            texts += dict.fromkeys(str(_part(value, path)) for path in parts[column])
+        else:
+            texts.append(str(value))
+    return texts
+
+
+def _part(value: Any, path: Part) -> Any:
+    """As far as the path leads: where it ends in a method, what has the method."""
+    for step in path:
+        if isinstance(value, Mapping):
+            is_there = step in value
+        else:
+            is_there = isinstance(value, list | tuple) and step in range(len(value))
+        if not is_there:
+            break
+        value = value[step]
+    return value
 
 
 def _chosen_templates(task: TaskConfig, count: int, record: Record, seed: int) -> Iterator[int]:
@@ -313,15 +364,13 @@ def from_conversations(
             origin = f"{record.origin}#{number}" if fmt == "superni" else record.origin
             turns = _turns(outcome, whole=task.train_turns == "all_text")
             said = turns.texts()
-            to_assistant = [m["content"] for m in turns.messages if m["role"] != "assistant"]
-            asked = _texts(record.fields, task.split_by) or to_assistant or said[-1:]
+            to_assistant = _to_assistant(turns)
+            texts = list(outcome.question) or to_assistant or said[-1:]
+            asked = _texts(record.fields, task.split_by, {}) or texts
             key = split_key(*asked)
-            texts = [
-                m["content"] for m in turns.messages if m["role"] not in ("assistant", "system")
-            ] or said[-1:]
             prompts = texts if task.split_by else ()
-            fields = {} if fmt == "superni" else record.fields
-            marks[origin] = record_marks(asked, prompts, said, fields)
+            whole = 0 if fmt == "superni" else record_digest(record.fields)
+            marks[origin] = record_marks(asked, prompts, [*said, *outcome.question], whole)
             if not task.split_by:
                 marks[origin] |= turn_marks(to_assistant)
             examples.append(
@@ -339,9 +388,17 @@ def from_conversations(
                     origin=origin,
                     texts=tuple(texts),
                     asked=split_key(*texts) if task.split_by else key,
+                    whole=whole,
                 )
             )
     return examples
+
+
+def _to_assistant(turns: Turns) -> list[str]:
+    """What is said to the assistant; a system turn only where the rest is too short to be told."""
+    others = [m for m in turns.messages if m["role"] != "assistant"]
+    asked = [m["content"] for m in others if m["role"] != "system"]
+    return asked if has_words(" ".join(asked)) else [m["content"] for m in others]
 
 
 def _turns(conversation: Conversation, *, whole: bool) -> Turns:

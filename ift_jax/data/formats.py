@@ -13,7 +13,9 @@ from typing import Any
 
 from ift_jax.data.conversation import Conversation as Conversation
 from ift_jax.data.conversation import Message as Message
+from ift_jax.data.leaks import has_words
 from ift_jax.data.records import Record, Rejected, Unusable, kind_of
+from ift_jax.data.splits import normalise
 from ift_jax.data.turns import openai_turns, read_tools, sharegpt_turns
 from ift_jax.errors import InputError
 
@@ -197,11 +199,14 @@ def _alpaca(fields: Fields) -> Conversation:
     instruction = _text(fields, "instruction", "empty_prompt")
     given = "input" if "input" in fields else "context"
     answer = "output" if "output" in fields else "response"
-    prompt = alpaca_prompt(instruction, _text(fields, given, ""))
+    text, history = _text(fields, given, ""), _history(fields)
+    prompt = alpaca_prompt(instruction, text)
     completion = _text(fields, answer, "empty_completion")
     user = Message("user", prompt, trained=False)
     answer_turn = Message("assistant", completion, True)
-    return Conversation((*_system(fields), *_history(fields), user, answer_turn), ())
+    question = (text,) if has_words(text) and not history else ()
+    turns = (*_system(fields), *history, user, answer_turn)
+    return Conversation(turns, (), question=question)
 
 
 def _history(fields: Fields) -> list[Message]:
@@ -242,6 +247,9 @@ def _superni(record: Record, train_turns: str) -> Iterator[Conversation | Reject
         instances = fields.get("Instances")
         if not isinstance(instances, list) or not instances:
             raise Unusable("wrong_shape", "Instances is not a list with instances")
+        # Some files repeat an example among the instances, where it may be held out.
+        asked = {_squeezed(one.get("input")) for one in instances if isinstance(one, Mapping)}
+        shown = [pair for pair in examples if _squeezed(pair[0]) not in asked][:SUPERNI_EXAMPLES]
     except Unusable as unusable:
         yield unusable.at(record.origin)
         return
@@ -257,13 +265,15 @@ def _superni(record: Record, train_turns: str) -> Iterator[Conversation | Reject
             answers = tuple(output for output in outputs if output.strip())
             if not answers:
                 raise Unusable("empty_completion", "no output that is not empty")
-            # Some files repeat an example among the instances: its answer must not be shown.
-            shown = [example for example in examples if example[0].strip() != text.strip()]
-            prompt = superni_prompt(definition, shown[:SUPERNI_EXAMPLES], text)
+            prompt = superni_prompt(definition, shown, text)
             messages = (Message("user", prompt, False), Message("assistant", answers[0], True))
-            yield _with_training(Conversation(messages, answers), train_turns)
+            yield _with_training(Conversation(messages, answers, question=(text,)), train_turns)
         except Unusable as unusable:
             yield unusable.at(f"{record.origin}.Instances.{number}")
+
+
+def _squeezed(text: Any) -> str:
+    return normalise(text) if isinstance(text, str) else ""
 
 
 def _definition(definition: Any) -> str:

@@ -28,8 +28,18 @@ _LONG = re.compile(rf"(?:[{BREAKS}]*+(?:[{UNSPACED}]|[^{BREAKS}{UNSPACED}]++)){{
 _BEGINNING = 0x5BD1E9955BD1E995  # tells a whole conversation from the beginning of one
 
 
+def has_words(*texts: str) -> bool:
+    """Whether one of the texts is long enough to be told from a label."""
+    return any(_LONG.match(text) for text in texts)
+
+
+def record_digest(fields: Mapping[str, Any]) -> int:
+    """64 bits of all that a record holds; 0 of no fields."""
+    return _number(repr(sorted(fields.items()))) if fields else 0
+
+
 def record_marks(
-    asked: Sequence[str], prompts: Sequence[str], shown: Iterable[str], fields: Mapping[str, Any]
+    asked: Sequence[str], prompts: Sequence[str], shown: Iterable[str], whole: int
 ) -> Marks:
     """What one record holds out and shows.
 
@@ -41,7 +51,7 @@ def record_marks(
         prompts: what the prompts show, where something else decides the split: held out too,
             all of it and each text, where no other record has it.
         shown: all texts that are trained or stand in a prompt.
-        fields: of the record; {} if many examples are made of it.
+        whole: `record_digest` of it; 0 if many examples are made of it.
     """
     marks: Marks = {}
     for text in shown:
@@ -54,8 +64,8 @@ def record_marks(
         _mark(marks, text, HELD_IF_ALONE)
     if len(prompts) > 1:
         _mark(marks, "\n".join(prompts), HELD_IF_ALONE | SHOWN)
-    if fields:
-        marks[_number(repr(sorted(fields.items())))] = HELD | SHOWN
+    if whole:
+        marks[whole] = HELD | SHOWN
     return marks
 
 
@@ -82,7 +92,7 @@ def mark_shown(marks: Marks, text: str) -> None:
 
 
 def _mark(marks: Marks, text: str, kind: int) -> None:
-    if _LONG.match(text):
+    if has_words(text):
         digest = _text_digest(text)
         marks[digest] = marks.get(digest, 0) | kind
 

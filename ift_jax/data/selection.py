@@ -59,7 +59,7 @@ def select(
 ) -> list[Selected]:
     """Splits every task, and drops repeats, near-repeats and leaks between splits.
 
-    In this order: records that repeat an earlier one of their task; near-duplicates; records that
+    In this order: records that repeat another of their task; near-duplicates; records that
     show what a split of any task with precedence holds out (see `leaks`); training records that
     contaminate the tasks of `config.decontaminate`; what exceeds the sizes asked for. All
     of it depends on content, so that the order of the records decides nothing.
@@ -101,8 +101,11 @@ def select(
 def _by_content(index: NDArray[Any]) -> NDArray[np.int64]:
     content, exact = index["content"], index["exact"]
     return np.lexsort(
-        (np.arange(len(index)), exact[:, 1], exact[:, 0], content[:, 1], content[:, 0])
-    )
+        (
+            np.arange(len(index)), index["whole"],
+            exact[:, 1], exact[:, 0], content[:, 1], content[:, 0],
+        )
+    )  # fmt: skip
 
 
 def _assign(task: TaskConfig, index: NDArray[Any]) -> NDArray[np.int8]:
@@ -129,14 +132,22 @@ def _drop(index: NDArray[Any], split: NDArray[np.int8], dropped: NDArray[np.bool
 
 
 def _repeats(task: TaskConfig, index: NDArray[Any]) -> NDArray[np.bool_]:
-    """Examples of records whose content stands in an earlier record, in the source's order.
+    """Examples of records whose content another record has that stays.
 
-    Of a text in two of the set's own splits, each keeps one here; `_leaks` decides between them.
+    Which one stays is told by digests of what they say and of their other columns, not by their
+    order. Of a text in two of the set's own splits, each keeps one here; `_leaks` decides between
+    them.
     """
     if task.repeats == "keep":
         return np.zeros(len(index), bool)
     said = "exact" if task.repeats == "exact" else "content"
-    order = np.lexsort((index["record"], index["own_split"], index[said][:, 1], index[said][:, 0]))
+    exact = index["exact"]
+    order = np.lexsort(
+        (
+            index["record"], index["whole"], exact[:, 1], exact[:, 0],
+            index["own_split"], index[said][:, 1], index[said][:, 0],
+        )
+    )  # fmt: skip
     ordered = index[order]
     same = (ordered[said][1:] == ordered[said][:-1]).all(axis=1)
     same &= ordered["own_split"][1:] == ordered["own_split"][:-1]

@@ -50,6 +50,11 @@ def prompt_names(text: str) -> frozenset[str]:
         >>> sorted(prompt_names("{% if a %}{{ b.c }}{% endif %} ||| {{ d }}"))
         ['a', 'b']
     """
+    return frozenset(meta.find_undeclared_variables(_prompt(text)))
+
+
+def _prompt(text: str) -> nodes.Template:
+    """What stands before the separator, parsed; everything where none does."""
     template = _ENVIRONMENT.parse(text)
     before: list[nodes.Node] = []
     for statement in template.body:
@@ -60,8 +65,39 @@ def prompt_names(text: str) -> frozenset[str]:
             if isinstance(node, nodes.TemplateData) and SEPARATOR in node.data:
                 statement.nodes = statement.nodes[:place]
                 template.body = before
-                return frozenset(meta.find_undeclared_variables(template))
-    return frozenset(meta.find_undeclared_variables(template))
+                return template
+    return template
+
+
+Part = tuple[str | int, ...]
+
+
+def parts_read(text: str, *, prompt: bool = False) -> frozenset[Part]:
+    """The variables with what is read of each: names of attributes and numbers of elements.
+
+    Args:
+        prompt: of what stands before the separator alone.
+
+    Example:
+        >>> sorted(parts_read("{{ doc.text | trim }} {{ words[0] }} ||| {{ doc.label }}"))
+        [('doc', 'label'), ('doc', 'text'), ('words', 0)]
+    """
+    found: set[Part] = set()
+
+    def visit(node: nodes.Node, path: Part) -> None:
+        match node:
+            case nodes.Getattr():
+                visit(node.node, (node.attr, *path))
+            case nodes.Getitem(arg=nodes.Const(value=str() | int() as step)):
+                visit(node.node, (step, *path))
+            case nodes.Name():
+                found.add((node.name, *path))
+            case _:
+                for child in node.iter_child_nodes():
+                    visit(child, ())
+
+    visit(_prompt(text) if prompt else _ENVIRONMENT.parse(text), ())
+    return frozenset(found)
 
 
 def most_separators(text: str) -> int:

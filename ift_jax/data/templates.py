@@ -167,6 +167,18 @@ class Template:
         """Those that stand before the separator; all of them where none does."""
         return (template_analysis.prompt_names(self.jinja) & self.columns) or self.columns
 
+    @cached_property
+    def parts(self) -> frozenset[template_analysis.Part]:
+        """Columns with what is read of each, see `parts_read`."""
+        texts = (self.jinja, self.answer_choices or "")
+        return frozenset[template_analysis.Part]().union(*map(template_analysis.parts_read, texts))
+
+    @cached_property
+    def prompt_parts(self) -> frozenset[template_analysis.Part]:
+        """Those that stand before the separator; all of them where none does."""
+        found = template_analysis.parts_read(self.jinja, prompt=True)
+        return found if any(part[0] in self.columns for part in found) else self.parts
+
     @property
     def where(self) -> str:
         """Where a person finds the template."""

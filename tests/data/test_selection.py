@@ -138,6 +138,7 @@ def rows_of(data, split, task=0):
 ALL_TRAIN = {"validation_fraction": 0.0, "test_fraction": 0.0}
 ALL_TEST = {"validation_fraction": 0.0, "test_fraction": 1.0}
 THIRDS = {"validation_fraction": 0.0, "test_fraction": 0.3}
+SPREAD = {"validation_fraction": 0.2, "test_fraction": 0.2}
 RECORD_FORMAT = {"templates": "", "template_names": (), "split_by": ()}
 
 
@@ -275,15 +276,20 @@ def test_only_what_is_equal_character_by_character_is_a_repeat_unless_asked(fold
         {"prompt": "def f():\n  x = 1\ny = 2", "completion": "a"},
     ]
     task = {**RECORD_FORMAT, **ALL_TRAIN}
-    for repeats, kept in (("exact", {1, 2, 3, 4}), ("loose", {1, 3}), ("keep", {1, 2, 3, 4, 5})):
+    for repeats, kept in (("exact", {1, 2, 3, 4}), ("keep", {1, 2, 3, 4, 5})):
         data = folder.build(pairs, task={**task, "repeats": repeats})
         assert rows_of(data, "train") == kept
         assert counts(data)["duplicates"] == 5 - len(kept)
+    loose = folder.build(pairs, task={**task, "repeats": "loose"})
+    assert [n <= 2 for n in sorted(rows_of(loose, "train"))] == [True, False]
     assert rows_of(folder.build(pairs, task=task), "train") == {1, 2, 3, 4}
     shuffled = [pairs[i] for i in (3, 1, 0, 4, 2)]
-    assert sorted(prompts(folder.build(shuffled, task=task), "train")) == sorted(
-        prompts(folder.build(pairs, task=task), "train")
-    )
+    for repeats in ("exact", "loose"):
+        one, other = (
+            folder.build(records, task={**task, "repeats": repeats})
+            for records in (pairs, shuffled)
+        )
+        assert prompts(one, "train") == prompts(other, "train")
     # Yet they are one text to the splits.
     spread = [
         {"prompt": f"Spell {n} {w}", "completion": "x"} for n in range(50) for w in ("A", "a")
@@ -296,6 +302,138 @@ def test_only_what_is_equal_character_by_character_is_a_repeat_unless_asked(fold
     assert all(len(splits) == 1 for splits in homes.values())
     with pytest.raises(InputError, match=r"x\.repeats: expected one of 'exact', 'loose', 'keep'"):
         TaskConfig(name="x", repeats="all")
+
+
+def test_which_repeat_stays_is_not_told_by_the_order_of_the_records(folder):
+    """Each text comes from two authors, in two files of which templates read neither."""
+    records = [
+        {
+            "text": f"The lamp of room {n} is as bright as day.",
+            "stars": 3,
+            "title": "Lamp",
+            "author": author,
+            "id": n,
+        }
+        for author in ("Ada", "Bob")
+        for n in range(40)
+    ]
+    for fields in (
+        {"group_by": ("author",), **SPREAD},
+        {"balance_by": "author", "train_size": 10, **ALL_TRAIN},
+        {"template_names": ("Rate", "Write"), **SPREAD},
+    ):
+        one, other = (folder.build(rows, task=fields) for rows in (records, [*reversed(records)]))
+        assert counts(one)["duplicates"] == 40
+        for split in SPLITS:
+            assert prompts(one, split) == prompts(other, split)
+
+
+def test_a_question_is_one_text_whatever_the_system_turn_says(folder):
+    chats = [
+        {
+            "messages": [
+                {"role": "system", "content": f"You are assistant number {system}, be brief."},
+                {"role": "user", "content": f"How many lamps fit into room number {n} of it?"},
+                {"role": "assistant", "content": "Three."},
+            ]
+        }
+        for n in range(40)
+        for system in range(3)
+    ]
+    data = folder.build(chats, task={**RECORD_FORMAT, "format": "messages", **SPREAD})
+    homes = {}
+    for split in SPLITS:
+        for n in rows_of(data, split):
+            homes.setdefault((n - 1) // 3, []).append(split)
+    assert sorted(map(len, homes.values())) == [3] * 40
+    assert all(len(set(splits)) == 1 for splits in homes.values())
+    assert {split for splits in homes.values() for split in splits} == set(SPLITS)
+
+
+def test_a_system_turn_tells_conversations_apart_where_nothing_else_does(folder):
+    chats = [
+        {
+            "messages": [
+                {"role": "system", "content": f"The text to sum up: room {n} has a lamp."},
+                {"role": "user", "content": "Sum it up."},
+                {"role": "assistant", "content": f"Lamp in {n}."},
+            ]
+        }
+        for n in range(60)
+    ]
+    data = folder.build(chats, task={**RECORD_FORMAT, "format": "messages", **SPREAD})
+    assert all(rows_of(data, split) for split in SPLITS)
+
+
+def test_of_a_nested_column_only_what_templates_read_tells_records_apart(folder):
+    records = [
+        {"doc": {"text": f"The lamp of room {n} is as bright as day.", "id": copy}, "stars": 3}
+        for n in range(40)
+        for copy in range(2)
+    ]
+    nested = folder.path / "nested.yaml"
+    nested.write_text(TEMPLATES.replace("{{ text }} Answer", "{{ doc.text }} Answer"))
+    task = {"templates": str(nested), "split_by": (), **SPREAD}
+    data = folder.build(records, task=task)
+    assert counts(data)["duplicates"] == 40
+    said = [prompt for split in SPLITS for prompt in prompts(data, split)]
+    assert len(said) == len(set(said)) == 40
+    # Also where another task shows the same text.
+    other = {"text": records[0]["doc"]["text"], "stars": 1}
+    tasks = {"a": ([other], ALL_TEST), "b": (records, {**task, **ALL_TRAIN})}
+    assert 0 not in {(n - 1) // 2 for n in rows_of(several(folder, tasks), "train", 1)}
+
+
+def test_an_input_is_one_text_under_any_instruction(folder):
+    rows = [
+        {
+            "instruction": f"{verb} this.",
+            "input": f"The lamp of room {n} is as bright as day.",
+            "output": "Yes.",
+        }
+        for n in range(40)
+        for verb in ("Rate", "Sum up", "Translate")
+    ]
+    task = {**RECORD_FORMAT, "format": "alpaca"}
+    data = folder.build(rows, task={**task, **SPREAD})
+    homes = [{(n - 1) // 3 for n in rows_of(data, split)} for split in SPLITS]
+    assert all(homes)
+    assert sum(map(len, homes)) == 40
+    # Another task holds the first out.
+    tasks = {"a": ([review(rows[0]["input"])], ALL_TEST), "b": (rows, {**task, **ALL_TRAIN})}
+    assert rows_of(several(folder, tasks), "train", 1) == set(range(4, 121))
+
+
+def superni(instances, definition="Say whether the lamp is bright, with yes or no.", examples=()):
+    pair = {"explanation": "", "output": "Yes."}
+    return {
+        "Definition": [definition],
+        "Positive Examples": [{**pair, "input": text} for text in examples],
+        "Instances": [{"input": text, "output": ["Yes."]} for text in instances],
+    }
+
+
+def test_an_instance_of_a_task_file_is_told_by_its_input(folder):
+    texts = [f"The lamp of room {n} is as bright as day." for n in range(40)]
+    # An example that stands among the instances as well may be held out, so it is not shown.
+    files = [
+        superni(texts, examples=(texts[0], "No lamp is in this room at all.")),
+        superni(texts, "Name the room that the text is about."),
+    ]
+    task = {**RECORD_FORMAT, "format": "superni", **SPREAD}
+    data = folder.build(files, task=task)
+    for split in SPLITS:
+        for prompt in prompts(data, split):
+            assert prompt.count(texts[0]) == prompt.endswith(f"Input: {texts[0]}\nOutput:")
+    homes = [
+        {text for text in texts if any(f"Input: {text}\nOutput:" in p for p in prompts(data, s))}
+        for s in SPLITS
+    ]
+    assert all(homes)
+    assert sum(map(len, homes)) == 40
+    # What all instances share, definition and examples, contaminates none.
+    cleaned = folder.build(files, task=task, decontaminate=("rating",))
+    assert counts(cleaned)["contaminated"] == 0
 
 
 def test_near_duplicates_leave_a_sets_own_test_as_it_is(folder):
