@@ -4,6 +4,8 @@ Shape letters: B rows, S query positions, T key positions, D model width, F MLP 
 K key/value heads, G query heads per key/value head, H head size.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -55,6 +57,41 @@ def packing_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
     return (query == key) & (query > 0) & causal
 
 
+def float32_einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Array:
+    """The einsum of two arrays of one dtype, summed and returned in float32.
+
+    On CPUs, lower precision is widened first: XLA has no program there for some products
+    bfloat16 x bfloat16 = float32, by the order in which the axes lie, and fails when it runs
+    (jaxlib 0.10.2: lhs contracted along another axis than its last).
+    """
+    return jnp.einsum(spec, x, y) if x.dtype == jnp.float32 else _widened_einsum(spec, x, y)
+
+
+# The backward pass is the direct product's: choices by platform keep what each of them would
+# need, here the widened operands of the CPU as well, whichever is taken.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _widened_einsum(spec: str, x: Array, y: Array) -> Array:
+    def widened(x: Array, y: Array) -> Array:
+        return jnp.einsum(spec, x.astype(jnp.float32), y.astype(jnp.float32))
+
+    return jax.lax.platform_dependent(x, y, cpu=widened, default=partial(_direct_einsum, spec))
+
+
+def _direct_einsum(spec: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _widened_einsum(spec, x, y), (x, y)
+
+
+def _backward(spec: str, operands: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    return jax.vjp(partial(_direct_einsum, spec), *operands)[1](grad)
+
+
+_widened_einsum.defvjp(_forward, _backward)
+
+
 def attend(
     q: Float[Array, "B S K G H"],
     k: Float[Array, "B T K H"],
@@ -70,7 +107,7 @@ def attend(
             its own; they have no row axis, so a shared prompt is stored and read once.
     """
     q = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum("bskgh,btkh->bksgt", q, k, preferred_element_type=jnp.float32)
+    scores = float32_einsum("bskgh,btkh->bksgt", q, k)
     scores = jnp.where(mask[:, None, :, None, :], scores, _MASKED)
     if prefix is None:
         probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -78,7 +115,7 @@ def attend(
     # Two softmaxes over parts of the keys, put together by their maxima and sums (Milakov and
     # Gimelshein 2018): joining the scores would copy them, and they are the largest array here.
     prefix_k, prefix_v, valid = prefix
-    prefix_scores = jnp.einsum("bskgh,tkh->kbsgt", q, prefix_k, preferred_element_type=jnp.float32)
+    prefix_scores = float32_einsum("bskgh,tkh->kbsgt", q, prefix_k)
     prefix_scores = jnp.where(valid, prefix_scores, _MASKED)
     high = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     prefix_high = jax.lax.stop_gradient(jnp.max(prefix_scores, axis=-1)).swapaxes(0, 1)
@@ -86,11 +123,6 @@ def attend(
     weights = jnp.exp(scores - high[..., None])
     prefix_weights = jnp.exp(prefix_scores - high.swapaxes(0, 1)[..., None])
     total = jnp.sum(weights, axis=-1) + jnp.sum(prefix_weights, axis=-1).swapaxes(0, 1)
-    float32 = jnp.float32
-    own = jnp.einsum(
-        "bksgt,btkh->bskgh", weights.astype(v.dtype), v, preferred_element_type=float32
-    )
-    shared = jnp.einsum(
-        "kbsgt,tkh->bskgh", prefix_weights.astype(v.dtype), prefix_v, preferred_element_type=float32
-    )
+    own = float32_einsum("bksgt,btkh->bskgh", weights.astype(v.dtype), v)
+    shared = float32_einsum("kbsgt,tkh->bskgh", prefix_weights.astype(v.dtype), prefix_v)
     return ((own + shared) / total.transpose(0, 2, 1, 3)[..., None]).astype(v.dtype)

@@ -121,3 +121,24 @@ def test_packing_mask_keeps_examples_apart_and_looks_only_back():
     for b, s, t in np.ndindex(2, 6, 6):
         same = segments[b, s] == segments[b, t] and segments[b, s] > 0
         assert mask[b, s, t] == (same and t <= s)
+
+
+def test_attention_behind_a_prefix_and_its_gradients_in_bfloat16_are_those_of_float32():
+    """Keys and values in the layout of a cache, of which XLA on CPUs refuses some products."""
+    shapes = ((1, 5, 2, 2, 8), (1, 2, 5, 8), (1, 2, 5, 8), (2, 40, 8), (2, 40, 8))
+    rng = np.random.default_rng(0)
+    rounded = [jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes]
+    target = jnp.asarray(rng.standard_normal(shapes[0]), jnp.float32)
+    causal, valid = jnp.tril(jnp.ones((1, 5, 5), bool)), jnp.arange(40) < 33
+
+    def loss(q, *cached):
+        k, v, prefix_k, prefix_v = (jnp.moveaxis(x, -3, -2) for x in cached)
+        out = attend(q, k, v, causal, (prefix_k, prefix_v, valid))
+        return jnp.sum(out.astype(jnp.float32) * target), out
+
+    grads = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))
+    found, out = grads(*rounded)
+    expected, exact = grads(*(x.astype(jnp.float32) for x in rounded))
+    for x, y in zip((out, *found), (exact, *expected), strict=True):
+        assert x.dtype == jnp.bfloat16
+        np.testing.assert_allclose(x.astype(jnp.float32), y, atol=0.03 * float(jnp.abs(y).max()))
