@@ -51,7 +51,8 @@ class Example:
         asked: digest of `texts`; equal for examples with one question.
         whole: digest of the record with the columns that nothing reads.
         shots: solved examples that stand before the question, among the messages.
-        own_turns: where the example's own turns begin among the messages, behind the shots.
+        own_turns: where the example's own turns begin among the messages, behind the shots; its own
+            system turn stands before them.
     """
 
     task: str
