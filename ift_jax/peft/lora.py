@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ift_jax.errors import InputError
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.method import Arrays, Linear, Method, dropped, stored, uniform
 from ift_jax.peft.sites import Cut, Shapes, Site, padded, taken
@@ -35,11 +36,20 @@ def init(site: Site, config: PeftConfig, key: Array, weight: Array) -> tuple[Arr
     """A and B at a start where the adapted model is the base; of PiSSA, A0 and B0 too.
 
     The random matrix is uniform within one over the root of its number of inputs, as peft's.
+
+    Raises:
+        InputError: for PiSSA with more rank than the weight has.
     """
     size, out = math.prod(site.in_shape), math.prod(site.out_shape)
     layers, rank = weight.shape[0], config.rank
     a_shape, b_shape = (layers, *site.in_shape, rank), (layers, rank, *site.out_shape)
     if config.init == "pissa":
+        if rank > min(size, out):
+            raise InputError(
+                f"config.peft.rank={rank}: init=pissa takes that many singular directions, of "
+                f"which {site.module}, {size} inputs by {out} outputs, has {min(size, out)}; "
+                "lower the rank, leave the layer out of targets, or start otherwise"
+            )
         flat = weight.astype(jnp.float32).reshape(layers, size, out)
         u, s, vt = jnp.linalg.svd(flat, full_matrices=False)
         root = jnp.sqrt(s[:, :rank] / config.scaling)

@@ -63,6 +63,13 @@ def test_pissa_starts_at_the_base_with_the_strongest_directions(base):
     np.testing.assert_allclose(product, u[:, :4] * s[:4] @ vt[:4], atol=1e-5)
 
 
+def test_pissa_needs_as_many_directions_as_its_rank(base):
+    whole = {"method": "lora", "init": "pissa", "targets": ("k_proj",)}
+    base.adapt(PeftConfig(**whole, rank=16))
+    with pytest.raises(InputError, match=r"config\.peft\.rank=17: .*k_proj, 32 inputs by 16 outp"):
+        base.adapt(PeftConfig(**whole, rank=17))
+
+
 def test_pissa_trains_as_lora_beside_what_is_left_of_the_weights(base, batch):
     """The reference takes the start out of the weights themselves, as the paper does."""
     model = shaken(base.adapt(lora(init="pissa")))
