@@ -413,13 +413,15 @@ class LanguageModel:
         """`merged`, refused where it would change the logits of a few random token sequences.
 
         Accepted is 0.001 of the largest logit, and four times what a random change of all
-        weights by half a unit in their last place does, computed in float32.
+        weights by half a unit in their last place does, computed in float32. Of what the
+        adapter changes against the base, rounding may take half (root mean squares): small
+        changes fall below the last place of bfloat16 weights.
 
         Args:
             dtype: to which the merged weights will be rounded; default: as they are.
 
         Raises:
-            InputError: if a logit changes by more; the message says by how much.
+            InputError: if more changes, or is lost; the message says how much.
         """
         merged = self.merged()
         if self.structure.adapter is None:
@@ -444,7 +446,8 @@ class LanguageModel:
             return (x.astype(jnp.float32) * (1 + signs)).astype(jnp.float32)
 
         before = logits(self, self.params)
-        change = np.abs(logits(merged, jax.tree.map(rounded, merged.params)) - before).max()
+        lost = logits(merged, jax.tree.map(rounded, merged.params)) - before
+        change = np.abs(lost).max()
         noise = np.abs(
             logits(merged, jax.tree.map(moved, merged.params)) - logits(merged, merged.params)
         ).max()
@@ -454,6 +457,16 @@ class LanguageModel:
                 f"merging changes logits by up to {change:.3g}, more than the {accepted:.3g} that "
                 f"are accepted, {4 * noise:.3g} of it for rounding; keep the adapter beside the "
                 "base, or merge in float32"
+            )
+        base = self.without_adapter()
+        effect = _root_mean_square(before - logits(base, base.params))
+        # An adapter at its start changes nothing, up to what float32 rounds.
+        if effect > 1e-5 * np.abs(before).max() and _root_mean_square(lost) > effect / 2:
+            raise InputError(
+                f"the adapter changes logits by {effect:.3g} (root mean square), and merging into "
+                f"{dtype or 'these'} weights would lose {_root_mean_square(lost):.3g} of it; keep "
+                "the adapter beside the base (ift export without --merge_adapter), or merge in "
+                "float32 (--dtype=float32)"
             )
         return merged
 
@@ -488,6 +501,10 @@ class LanguageModel:
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other weights."""
         return dataclasses.replace(self, params=params)
+
+
+def _root_mean_square(x: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
 
 
 def _user(text: str) -> list[Message]:

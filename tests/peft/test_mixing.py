@@ -157,3 +157,17 @@ def test_a_merge_that_changes_the_logits_is_refused(tiny_llama, base, tmp_path, 
     with pytest.raises(InputError, match=r"changes logits by up to .*, more than the"):
         model.save_pretrained(tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_merge_whose_rounding_swallows_the_adapter_is_refused(base):
+    """The base's weights are bfloat16 already, and the adapter less than their last place."""
+    rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype(x.dtype), base.params)
+    model = base.with_params(rounded).adapt(PeftConfig(method="lora", rank=2, alpha=2.0))
+    model.checked_merge("bfloat16")  # at its start it changes nothing
+    arrays = model.params["adapter"]
+    for pair in arrays["layers"].values():
+        pair["b"] = pair["b"] + 1e-4
+    small = model.with_params({**model.params, "adapter": arrays})
+    with pytest.raises(InputError, match=r"changes logits by .* would lose .*--dtype=float32"):
+        small.checked_merge("bfloat16")
+    small.checked_merge("float32")
