@@ -123,8 +123,12 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
     """
     limit = base.structure.context_length
     if config.data.max_length > limit:
+        adapter = base.structure.adapter
+        virtual = 0 if adapter is None else adapter.num_virtual
+        taken = f", of which config.peft.num_virtual_tokens={virtual} are taken; lower either"
         raise InputError(
-            f"config.data.max_length={config.data.max_length}: the model's context is {limit}"
+            f"config.data.max_length={config.data.max_length}: the model's context is "
+            f"{limit + virtual}{taken if virtual else ''}"
         )
     check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
     if config.remedies.ewc_weight:

@@ -9,8 +9,9 @@ from torch_peft import IDS
 
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
+from ift_jax.errors import InputError
 from ift_jax.language_model import load_pretrained
-from ift_jax.train.run import train
+from ift_jax.train.run import check_run, train
 
 
 def run_config(model, **peft):
@@ -82,3 +83,11 @@ def test_the_loaded_adapter_is_the_trained_one_and_exports_merged(stopped, tiny_
     np.testing.assert_array_equal(model.without_adapter().logits(IDS), base.logits(IDS))
     model.save_pretrained(tmp_path / "out")
     np.testing.assert_allclose(load_pretrained(tmp_path / "out").logits(IDS), logits, atol=1e-3)
+
+
+def test_virtual_tokens_that_leave_no_room_are_named(tiny_llama):
+    config = run_config(tiny_llama, method="prefix", rank=16, num_virtual_tokens=2000)
+    model = load_pretrained(tiny_llama).adapt(config.peft)
+    message = r"max_length=480: .* context is 1024, of which config\.peft\.num_virtual_tokens=2000"
+    with pytest.raises(InputError, match=message):
+        check_run(config, model, None)
