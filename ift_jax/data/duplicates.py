@@ -15,11 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt32, UInt64
 
-from ift_jax.data.splits import BREAKS, content_key, normalise, split_key
+from ift_jax.data.splits import BREAKS, UNSPACED, content_key, normalise, split_key
 from ift_jax.errors import InputError
 
-# Scripts written without spaces (kana, ideographs): each character is a word.
-UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{UNSPACED}]|[^{BREAKS}{UNSPACED}]+")
 
 _WORDS_PER_CHUNK = 2**16  # keeps the arrays of one chunk in the processor's cache

@@ -11,16 +11,9 @@ from ift_jax.data.chat import REASONING, Message, Turns
 from ift_jax.data.config import TaskConfig
 from ift_jax.data.conversation import Conversation
 from ift_jax.data.formats import detect_format, to_conversations
-from ift_jax.data.leaks import (
-    Marks,
-    has_words,
-    mark_shown,
-    record_digest,
-    record_marks,
-    turn_marks,
-)
+from ift_jax.data.leaks import Marks, mark_shown, record_digest, record_marks, turn_marks
 from ift_jax.data.records import Record, Rejected
-from ift_jax.data.splits import content_key, split_key
+from ift_jax.data.splits import content_key, has_words, split_key
 from ift_jax.data.template_analysis import Part
 from ift_jax.data.template_sandbox import Timeouts
 from ift_jax.data.templates import Rendered, Template, load_templates, read_templates

@@ -13,9 +13,8 @@ from typing import Any
 
 from ift_jax.data.conversation import Conversation as Conversation
 from ift_jax.data.conversation import Message as Message
-from ift_jax.data.leaks import has_words
 from ift_jax.data.records import Record, Rejected, Unusable, kind_of
-from ift_jax.data.splits import normalise
+from ift_jax.data.splits import has_words, normalise
 from ift_jax.data.turns import openai_turns, read_tools, sharegpt_turns
 from ift_jax.errors import InputError
 

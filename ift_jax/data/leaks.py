@@ -5,7 +5,6 @@ other. Leaks are found without reading a text twice.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,24 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ift_jax.data.duplicates import UNSPACED
-from ift_jax.data.splits import BREAKS, split_key
+from ift_jax.data.splits import has_words, split_key
 
 # What a digest is of: text that must not be shown if the record is held out; that only if no other
 # record of its task says it, as told by keys, or by keys and what prompts show; text that is shown
 # if the record is trained.
 HELD, HELD_IF_OWN, SHOWN, HELD_IF_ALONE = 1, 2, 4, 8
 MARKS = np.dtype([("record", "i8"), ("digest", "u8"), ("kind", "u1")])
-MIN_WORDS = 5  # a shorter text may be a label, or stand in two records by chance
 
 Marks = dict[int, int]  # digest -> kinds
-_LONG = re.compile(rf"(?:[{BREAKS}]*+(?:[{UNSPACED}]|[^{BREAKS}{UNSPACED}]++)){{{MIN_WORDS}}}")
 _BEGINNING = 0x5BD1E9955BD1E995  # tells a whole conversation from the beginning of one
-
-
-def has_words(*texts: str) -> bool:
-    """Whether one of the texts is long enough to be told from a label."""
-    return any(_LONG.match(text) for text in texts)
 
 
 def record_digest(fields: Mapping[str, Any]) -> int:

@@ -24,6 +24,10 @@ SPLITS = ("test", "train", "validation")
 # What ends a word, inside a regex's []: spaces and punctuation, of normalised text. Not \W, which
 # holds the vowel signs of Indic scripts too.
 BREAKS = r"\s!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u205e\u3001-\u303f"
+# Scripts written without spaces (kana, ideographs): each character is a word.
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+MIN_WORDS = 5  # a shorter text may be a label, or stand in two records by chance
+_LONG = re.compile(rf"(?:[{BREAKS}]*+(?:[{UNSPACED}]|[^{BREAKS}{UNSPACED}]++)){{{MIN_WORDS}}}")
 _BREAK = re.compile(rf"[{BREAKS}]+")
 _BETWEEN_DIGITS = re.compile(rf"(?<=\d)[{BREAKS}]+(?=\d)")
 _SPACED_DIGITS = re.compile(rf"\d[{BREAKS}]+\d")  # a quick look whether there are any
@@ -82,6 +86,16 @@ def split_key(*texts: str) -> str:
         ['train', 'train']
     """
     return _digest(_letters(normalise(text)) for text in texts)
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has the five words that tell it from a label.
+
+    Example:
+        >>> has_words("not good"), has_words("The lamp is not good.")
+        (False, True)
+    """
+    return _LONG.match(text) is not None
 
 
 def check_fractions(fractions: Mapping[str, float], field: str = "fractions") -> None:
