@@ -167,9 +167,10 @@ def from_templates(
         asked = _texts(record.fields, split_columns, prompt_parts)
         prompted = tuple(_texts(record.fields, prompt_columns, prompt_parts))
         shown = _texts(record.fields, all_columns, all_parts)
-        digests.append(_digests(task, record, asked, prompted, shown))
+        whole = record_digest(record.fields)
+        digests.append(_digests(task, record, asked, prompted, shown, whole))
         prompts = prompted if task.split_by else ()
-        marks[record.origin] = record_marks(asked, prompts, shown, digests[-1].whole)
+        marks[record.origin] = record_marks(asked, prompts, shown, whole)
     for template, numbers in zip(templates, chosen, strict=True):
         outcomes = template.render_batch(
             [records[n].fields for n in numbers],
@@ -191,15 +192,8 @@ def from_templates(
                     turns=Turns(({"role": "user", "content": outcome.prompt},), outcome.completion),
                     choices=outcome.answer_choices or (),
                     label=str(record.fields.get(task.subset_by, "")),
-                    text=digests[number].text,
-                    key=digests[number].key,
-                    group=digests[number].group,
-                    content=digests[number].content,
-                    exact=digests[number].exact,
                     origin=record.origin,
-                    texts=digests[number].texts,
-                    asked=digests[number].asked,
-                    whole=digests[number].whole,
+                    **digests[number]._asdict(),
                 )
             )
     return [example for examples in results for example in examples]
@@ -222,6 +216,7 @@ def _digests(
     asked: Sequence[str],
     prompted: tuple[str, ...],
     said: Sequence[str],
+    whole: int,
 ) -> _Digests:
     key = split_key(*asked)
     return _Digests(
@@ -232,7 +227,7 @@ def _digests(
         exact=_exact(said),
         texts=prompted,
         asked=split_key(*prompted) if task.split_by else key,
-        whole=record_digest(record.fields),
+        whole=whole,
     )
 
 
@@ -361,7 +356,6 @@ def from_conversations(
             to_assistant = _to_assistant(turns)
             texts = list(outcome.question) or to_assistant or said[-1:]
             asked = _texts(record.fields, task.split_by, {}) or texts
-            key = split_key(*asked)
             prompts = texts if task.split_by else ()
             whole = 0 if fmt == "superni" else record_digest(record.fields)
             marks[origin] = record_marks(asked, prompts, [*said, *outcome.question], whole)
@@ -374,15 +368,8 @@ def from_conversations(
                     turns=turns,
                     choices=outcome.choices or (),
                     label=str(record.fields.get(task.subset_by, "")),
-                    text="\n".join(asked),
-                    key=key,
-                    group=_group(task, record, key),
-                    content=content_key(*said),
-                    exact=_exact(said),
                     origin=origin,
-                    texts=tuple(texts),
-                    asked=split_key(*texts) if task.split_by else key,
-                    whole=whole,
+                    **_digests(task, record, asked, tuple(texts), said, whole)._asdict(),
                 )
             )
     return examples

@@ -237,7 +237,6 @@ def _unfiltered(node: nodes.Node) -> nodes.Node:
     return node
 
 
-def _printed_name(node: nodes.Node | None) -> str | None:
-    while isinstance(node, nodes.Filter):
-        node = node.node
+def _printed_name(node: nodes.Node) -> str | None:
+    node = _unfiltered(node)
     return node.name if isinstance(node, nodes.Name) else None
