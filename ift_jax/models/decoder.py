@@ -268,7 +268,7 @@ class Decoder(nnx.Module):
             return (constrain(x, "rows", None, None), beginning), None
 
         start = (x, None if shared is None else shared[0])
-        (x, _), _ = jax.lax.scan(_remat(body, self.compute.remat), start, (stacked, self.virtual))
+        (x, _), _ = jax.lax.scan(_remat(body, self.compute), start, (stacked, self.virtual))
         return self._leave(x)
 
     def score_states(
@@ -382,7 +382,7 @@ class Decoder(nnx.Module):
             q, k, v = layer.qkv(x, cos, sin)
             return layer.finish(x, attend(q, k, v, mask)), (k[0], v[0])
 
-        _, (k, v) = jax.lax.scan(_remat(body, self.compute.remat), x, stacked)
+        _, (k, v) = jax.lax.scan(_remat(body, self.compute), x, stacked)
         return Virtual(k, v)
 
     def _stacked(self) -> tuple[Callable[[Any], Layer], Any]:
@@ -429,18 +429,24 @@ def _joined(virtual: Virtual | None, *more: Seen | None) -> Seen | None:
     return k, v, valid
 
 
-def _remat(body: Any, remat: Remat) -> Any:
-    if remat == "none":
+def _remat(body: Any, compute: Compute) -> Any:
+    if compute.remat == "none" and compute.dtype == "float32":
         return body
     policies = jax.checkpoint_policies
     policy = {
+        "none": _all_but_casts,
         "dots": policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(STORED)
         ),
         "full": policies.nothing_saveable,
-    }[remat]
+    }[compute.remat]
     # The scan itself keeps the recomputation apart, so no barrier against merging is needed.
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def _all_but_casts(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keeps what is computed, but no weight in another dtype: that would be a copy of the model."""
+    return primitive.name != "convert_element_type"
 
 
 class Structure(NamedTuple):

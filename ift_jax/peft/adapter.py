@@ -117,6 +117,15 @@ class Adapter:
         return self.size[0]
 
     @property
+    def parts(self) -> tuple[Site, ...]:
+        """Of `whole`, the linear layers that are not all of an array: `linear` places them."""
+        return tuple(
+            site
+            for site in self.whole
+            if site.is_linear and (site.cuts or len(site.layers) < self.num_layers)
+        )
+
+    @property
     def num_virtual(self) -> int:
         """Positions that stand in front of every example."""
         return self.config.num_virtual_tokens if self.config.method in virtual.METHODS else 0
@@ -196,9 +205,9 @@ class Adapter:
         return _filled({TRAINED: _filled(trained), FROZEN: _filled(frozen)})
 
     def weights(self, params: Tree) -> Tree:
-        """The model's own weights in `params`, those that are trained whole in their places."""
-        trained = params[TRAINED].get("whole", {})
-        return whole.placed(self.whole, trained, own_weights(params))
+        """The model's own weights in `params`, those trained whole in their places, not `parts`."""
+        sites = [site for site in self.whole if site not in self.parts]
+        return whole.placed(sites, params[TRAINED].get("whole", {}), own_weights(params))
 
     def layer_arrays(self, params: Tree, key: Array | None) -> Tree:
         """What the scan over layers reads beside the weights: all arrays with L in front.
@@ -208,13 +217,20 @@ class Adapter:
         Args:
             key: of dropout; None at evaluation.
         """
-        arrays: Tree = {"trained": {}, "frozen": {}}
+        arrays: Tree = {"trained": {}, "frozen": {}, "whole": {}, "on": {}}
         for site in self.sites:
+            rest = self.method.unchanged
             for branch, tree in (("trained", params[TRAINED]), ("frozen", params.get(FROZEN, {}))):
                 arrays[branch][site.module] = jax.tree.map(
-                    lambda x, layers=site.layers: self._spread(x, layers),
+                    lambda x, layers=site.layers, rest=rest: self._spread(x, layers, rest),
                     tree.get("layers", {}).get(site.module, {}),
                 )
+        for site in self.parts:
+            part = params[TRAINED]["whole"][site.module]
+            arrays["whole"][site.module] = self._spread(part, site.layers, 0.0)
+            if len(site.layers) < self.num_layers:
+                on = [layer in site.layers for layer in range(self.num_layers)]
+                arrays["on"][site.module] = jnp.array(on)
         if self.by_row:
             rows = params[ROWS]
             for pair in arrays["trained"].values():
@@ -232,11 +248,11 @@ class Adapter:
         trained = params[TRAINED].get("rows", {})
         return {row.path: (jnp.array(row.ids), trained[row.path]) for row in self.rows}
 
-    def _spread(self, x: Array, layers: tuple[int, ...]) -> Array:
+    def _spread(self, x: Array, layers: tuple[int, ...], rest: float) -> Array:
         if len(layers) == self.num_layers:
             return x
-        rest = jnp.full((self.num_layers, *x.shape[1:]), self.method.unchanged, x.dtype)
-        return rest.at[jnp.array(layers)].set(x)
+        others = jnp.full((self.num_layers, *x.shape[1:]), rest, x.dtype)
+        return others.at[jnp.array(layers)].set(x)
 
     def linear(
         self, path: str, x: Array, weight: Array, num_in: int, arrays: Tree, shared: Tree
@@ -247,19 +263,30 @@ class Adapter:
             arrays: one layer's slice of `layer_arrays`.
             shared: `shared_arrays`.
         """
+        parts = [
+            whole.Part(site.cuts, arrays["whole"][site.module], arrays["on"].get(site.module))
+            for site in self.parts
+            if site.path == path
+        ]
+        for part in parts:
+            weight = part.placed(weight)
         sites = [site for site in self.sites if site.path == path]
-        if not sites:
-            return jnp.tensordot(x, weight, num_in)
-        key = arrays.get("key")
-        at = Linear(
-            x,
-            weight,
-            sites,
-            [arrays["trained"][site.module] for site in sites],
-            [{**arrays["frozen"][site.module], **shared} for site in sites],
-            None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode())),
-        )
-        return self.method.linear(at, self.config)
+        if sites:
+            key = arrays.get("key")
+            at = Linear(
+                x,
+                weight,
+                sites,
+                [arrays["trained"][site.module] for site in sites],
+                [{**arrays["frozen"][site.module], **shared} for site in sites],
+                None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode())),
+            )
+            y = self.method.linear(at, self.config)
+        else:
+            y = jnp.tensordot(x, weight, num_in)
+        for part in parts:
+            y = part.with_gradient(y, x, num_in)
+        return y
 
     def merged(self, params: Tree) -> Tree:
         """The base's tree with the adapter worked into its weights.
@@ -275,7 +302,7 @@ class Adapter:
             raise InputError(
                 f"an adapter of method {self.config.method!r} cannot be merged into the weights"
             )
-        weights = self.weights(params)
+        weights = whole.placed(self.whole, params[TRAINED].get("whole", {}), own_weights(params))
         for row in self.rows:
             weights = row.placed(weights, params[TRAINED]["rows"][row.path])
         frozen = params.get(FROZEN, {})

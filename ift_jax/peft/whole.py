@@ -5,13 +5,15 @@ embedding and output matrix, it can be the rows of a few tokens alone.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ift_jax.models.quantization import dense_layers
-from ift_jax.peft.sites import Shapes, Site, replaced, taken
+from ift_jax.peft.sites import Cut, Shapes, Site, replaced, taken
 
 Tree = dict[str, Any]
 
@@ -64,6 +66,63 @@ def written(weights: Tree, site: Site, part: Array) -> Tree:
     else:
         part = replaced(whole, part, site.cuts)
     return _with(weights, site.path.split("."), part)
+
+
+class Part(NamedTuple):
+    """One layer's trained weights that are not all of an array, in place of its own.
+
+    Were they written into the array, its gradient would be formed: of all its outputs, and of the
+    layers that are not trained.
+
+    Attributes:
+        cuts: their part of the array's output axes.
+        trained: [*in, *out].
+        on: [], whether this layer is trained; None if all layers are.
+    """
+
+    cuts: tuple[Cut, ...]
+    trained: Array
+    on: Array | None
+
+    def placed(self, weight: Array) -> Array:
+        """One layer's array [*in, *out] with the trained values, to which no gradient goes."""
+        own = jax.lax.stop_gradient(self.trained).astype(weight.dtype)
+        if self.on is not None:
+            own = jnp.where(self.on, own, taken(weight, self.cuts))
+        return replaced(weight, own, self.cuts)
+
+    def with_gradient(self, y: Array, x: Array, num_in: int) -> Array:
+        """y itself, which is x times `placed`; its gradient goes on to the trained values."""
+        return _with_gradient(num_in, self.cuts, y, x, self.trained, self.on)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_gradient(
+    num_in: int, cuts: tuple[Cut, ...], y: Array, x: Array, trained: Array, on: Array | None
+) -> Array:
+    return y
+
+
+def _forward(num_in: int, cuts: Any, y: Array, x: Array, trained: Array, on: Any) -> Any:
+    return y, (x, on)
+
+
+def _backward(num_in: int, cuts: Any, saved: Any, dy: Array) -> Any:
+    x, on = saved
+    rows = tuple(range(x.ndim - num_in))
+    part = taken(dy, cuts)
+
+    def product(x: Array, part: Array) -> Array:
+        return jnp.tensordot(x, part, (rows, rows)).astype(jnp.float32)
+
+    def nothing(x: Array, part: Array) -> Array:
+        return jnp.zeros((*x.shape[len(rows) :], *part.shape[len(rows) :]), jnp.float32)
+
+    gradient = product(x, part) if on is None else jax.lax.cond(on, product, nothing, x, part)
+    return dy, None, gradient, None
+
+
+_with_gradient.defvjp(_forward, _backward)
 
 
 class Rows(NamedTuple):

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from batches import packed_batch, random_examples
+from jaxprs import equations, made_shapes
 from torch_peft import (
     IDS,
     LORA,
@@ -132,6 +133,29 @@ def test_selective_tuning_equals_torch_with_the_others_frozen(base, tiny_llama):
         chosen = "k_proj" in name or name == "model.norm.weight" or "mlp" in name
         parameter.requires_grad_(chosen and "layers.0.mlp" not in name)
     assert_parity(model, reference, convert)
+
+
+def test_part_of_an_array_has_no_gradient_of_the_whole(base):
+    """Neither of its other outputs, nor in layers that are not trained."""
+    targets = ("k_proj", r"model\.layers\.[12]\.mlp\.up_proj")
+    model = base.adapt(PeftConfig(method="selective", targets=targets))
+    trained, frozen = separate(model.params)
+    batch = packed_batch(random_examples(10))
+    gradient = lambda t: gradient_sums(model.structure, t, Constants(frozen), batch)[0]  # noqa: E731
+    jaxpr = jax.make_jaxpr(gradient)(trained)
+    stacked, single = made_shapes(jaxpr)
+    layers = frozen["layers"]
+    arrays = {layers["attention"]["qkv"].shape, layers["mlp"]["gate_up"].shape}
+    assert not stacked & arrays
+    assert not single & {shape[1:] for shape in arrays}
+    own = {name: x.shape for name, x in trained["whole"].items()}
+    assert own == {"self_attn.k_proj": (3, 32, 2, 8), "mlp.up_proj": (2, 32, 48)}
+    assert {shape[1:] for shape in own.values()} <= single
+    # That of up_proj is behind a condition, which the first layer does not meet.
+    branches = [e.params["branches"] for e in equations(jaxpr) if e.primitive.name == "cond"]
+    assert len(branches) == 1
+    makes = [[e.primitive.name for e in equations(branch)] for branch in branches[0]]
+    assert sorted("dot_general" in names for names in makes) == [False, True]
 
 
 def test_bitfit_equals_a_torch_model_whose_biases_are_trained(base, tiny_llama):
