@@ -1,6 +1,8 @@
 """Checkpoints: parameters, optimizer state and position of a run, as one atomic orbax step."""
 
+import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from ift_jax.errors import InputError, one_line
 from ift_jax.interpolation import interpolated
-from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.language_model import LanguageModel, load_pretrained, locate
 from ift_jax.models.decoder import Params, Remat
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
@@ -220,6 +222,8 @@ def load_workdir(
         ).merged()
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
+            if step == checkpoints.best():
+                tuned = dataclasses.replace(tuned, source=str(workdir.resolve()))
         else:
             tuned = base.with_adapter(*_restored_adapter(base, run.peft, checkpoints, step, mesh))
         return interpolated(base, tuned, share)
@@ -231,18 +235,37 @@ def load_workdir_adapter(workdir: Path, model: LanguageModel) -> tuple[Adapter, 
     """The adapter of a run's best step, for a model that is the run's base.
 
     Raises:
-        InputError: for a run that trained no adapter, or one that does not fit the model.
+        InputError: for a run that trained no adapter, or one that does not fit the model or was
+            trained beside other weights of the same shapes.
     """
     from ift_jax.config import read_run_config
 
     run = read_run_config(workdir)
     if run.peft.method == "none":
         raise InputError(f"{workdir}: this run trained all weights; give it as the model itself")
+    _check_base(workdir, run.model.path, model)
     checkpoints = Checkpoints(workdir)
     try:
         return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)
     finally:
         checkpoints.close()
+
+
+def _check_base(workdir: Path, path: str, model: LanguageModel) -> None:
+    """Refuses a model that was loaded from elsewhere than the base of a run, `path`."""
+    if not model.source:
+        return
+    try:
+        base = locate(path).resolve()
+    except InputError as error:
+        print(f"{workdir}: whether its adapter fits is not known ({error})", file=sys.stderr)
+        return
+    if base != Path(model.source):
+        raise InputError(
+            f"{workdir}: its adapter was trained beside {path}, not beside {model.source}; load "
+            f"that base, or a folder that `ift export --workdir={workdir}` wrote, which may stand "
+            "beside any weights of these shapes"
+        )
 
 
 def _restored_adapter(

