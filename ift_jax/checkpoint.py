@@ -219,7 +219,8 @@ def load_workdir(
             quantize=run.model.quantize,
             quantize_group=run.model.quantize_group,
             mesh=mesh,
-        ).merged()
+        )
+        base = base.merged().with_new_tokens(run.model.new_tokens)
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
             if step == checkpoints.best():

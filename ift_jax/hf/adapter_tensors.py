@@ -18,7 +18,7 @@ from ift_jax.peft.sites import Site
 
 Tree = dict[str, Any]
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 class Entry(NamedTuple):
@@ -67,7 +67,7 @@ def entries(
             for part, name in zip(trained["layers"][site.module][array], site.names(), strict=True):
                 rank = slice(ranks.get(name))
                 part = part[..., rank] if array == "a" else part[rank] if array == "b" else part
-                full = f"{_PREFIX}{name}.{suffix}"
+                full = f"{PREFIX}{name}.{suffix}"
                 if inputs is None:
                     yield Entry(full, part, (part.size,))
                 else:
@@ -77,16 +77,16 @@ def entries(
     for site in adapter.whole:
         stored = trained["whole"][site.module]
         for part, name in zip(stored if site.layers else [stored], site.names(), strict=True):
-            full = f"{_PREFIX}{name}.weight"
+            full = f"{PREFIX}{name}.weight"
             if site.in_shape:
                 yield _matrix(full, part, len(site.in_shape))
             else:
                 yield Entry(full, part, part.shape)
             if site.path == "embedding":
                 for other in tied:
-                    yield Entry(f"{_PREFIX}{other}.weight", part, part.shape, tied=True)
+                    yield Entry(f"{PREFIX}{other}.weight", part, part.shape, tied=True)
     for row in adapter.rows:
-        full = f"{_PREFIX}{row.name}.token_adapter.trainable_tokens_delta"
+        full = f"{PREFIX}{row.name}.token_adapter.trainable_tokens_delta"
         yield Entry(full, trained["rows"][row.path], row.shape)
     for part in trained.get("virtual", {}).values():
         yield Entry("prompt_embeddings", part, part.shape)

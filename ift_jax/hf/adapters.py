@@ -7,7 +7,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from ift_jax.errors import InputError
 from ift_jax.hf import folder
 from ift_jax.hf.adapter_fields import read_plan, written_fields
 from ift_jax.hf.adapter_places import Host
-from ift_jax.hf.adapter_tensors import Entry, entries, joined, projections
+from ift_jax.hf.adapter_tensors import PREFIX, Entry, entries, joined, projections
 from ift_jax.hf.weights import StoredTensor
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.mixing import without_start
+from ift_jax.peft.whole import is_table
 
 Tree = dict[str, Any]
 
@@ -64,6 +65,35 @@ def read_adapter(path: Path, host: Host) -> tuple[Adapter, Tree]:
                 factor = plan.scalings[name] / adapter.config.scaling
                 arrays[TRAINED]["layers"][site.module]["b"][row] *= np.float32(factor)
     return adapter, arrays
+
+
+class NewTokens(NamedTuple):
+    """Tokens that an adapter was trained with and a model does not have.
+
+    Attributes:
+        texts: in the order of their numbers, which go on from those that the model has.
+        num_rows: of the tables that a folder stores whole; 0 where it does not.
+    """
+
+    texts: tuple[str, ...]
+    num_rows: int = 0
+
+
+def new_tokens(path: Path, num_tokens: int, host: Host) -> NewTokens:
+    """Of a folder's tokens those beyond the first `num_tokens`, where it brings rows of theirs."""
+    config = path / _CONFIG
+    fields = folder.read_json(config) if config.exists() else {}
+    if not (fields.get("trainable_token_indices") or fields.get("modules_to_save")):
+        return NewTokens(())
+    tokenizer = folder.read_tokenizer(path)
+    if tokenizer is None or not (path / _WEIGHTS).exists():
+        return NewTokens(())
+    more = sorted((number, text) for text, number in tokenizer.get_vocab().items()
+                  if number >= num_tokens)  # fmt: skip
+    stored = folder.open_file(path / _WEIGHTS)
+    names = [f"{PREFIX}{site.name}.weight" for site in host.tensors if is_table(site)]
+    sizes = [stored[name].shape[0] for name in names if name in stored]
+    return NewTokens(tuple(text for _, text in more), max(sizes, default=0))
 
 
 def write_adapter(

@@ -6,6 +6,7 @@ dict of arrays, and `merge(structure, params)` is called inside jitted functions
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -487,6 +488,16 @@ class Structure(NamedTuple):
     def context_length(self) -> int:
         """How many tokens an example may have, virtual positions not counted."""
         return self.config.max_positions - (self.adapter.num_virtual if self.adapter else 0)
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(
+    structure: Structure, params: Params, ids: Int[Array, "B S"], mask: Int[Array, "B S"]
+) -> Float[Array, "B S V"]:
+    """Next-token scores in float32 at every token; `mask` is 1 on tokens and 0 on padding."""
+    module = structure.merge(params)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    return module.logits(module.hidden_states(ids, positions, mask))
 
 
 def build(config: DecoderConfig, compute: Compute) -> Structure:

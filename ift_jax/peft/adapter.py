@@ -297,7 +297,6 @@ class Adapter:
         Raises:
             InputError: for a method that no weights of this model can express.
         """
-        method = METHODS.get(self.config.method)
         if not self.can_merge:
             raise InputError(
                 f"an adapter of method {self.config.method!r} cannot be merged into the weights"
@@ -305,13 +304,38 @@ class Adapter:
         weights = whole.placed(self.whole, params[TRAINED].get("whole", {}), own_weights(params))
         for row in self.rows:
             weights = row.placed(weights, params[TRAINED]["rows"][row.path])
-        frozen = params.get(FROZEN, {})
-        for site in self.sites:
-            shared, own = frozen.get("shared", {}), frozen.get("layers", {}).get(site.module, {})
+        return self._changed(weights, params, self.method.merged) if self.sites else weights
 
-            def one(weight: Array, arrays: Tree, fixed: Tree, site: Site = site,
-                    shared: Tree = shared) -> Array:  # fmt: skip
-                return method.merged(weight, site, arrays, {**fixed, **shared}, self.config)  # type: ignore[union-attr, misc]
+    def unmerged(self, params: Tree) -> Tree:
+        """The base's tree, from weights that have the adapter worked in: `merged` undone.
+
+        Raises:
+            InputError: where the weights before do not follow from those after: DoRA divides by
+                their norm, and what is trained whole stands in their place.
+        """
+        beside = [site.name for site in self.whole] + [row.name for row in self.rows]
+        if beside:
+            raise InputError(
+                f"{beside[0]} was trained whole: what stood there before is not known; load the "
+                "base model"
+            )
+        method = METHODS.get(self.config.method)
+        if method is None or method.unmerged is None:
+            raise InputError(
+                f"an adapter of method {self.config.method!r} cannot be taken out of the weights; "
+                "load the base model"
+            )
+        return self._changed(own_weights(params), params, method.unmerged)
+
+    def _changed(self, weights: Tree, params: Tree, change: Any) -> Tree:
+        """The weights with `Method.merged` or `.unmerged` done to the adapted ones."""
+        frozen = params.get(FROZEN, {})
+        shared = frozen.get("shared", {})
+        for site in self.sites:
+            own = frozen.get("layers", {}).get(site.module, {})
+
+            def one(weight: Array, arrays: Tree, fixed: Tree, site: Site = site) -> Array:
+                return change(weight, site, arrays, {**fixed, **shared}, self.config)
 
             old = whole.read(weights, site).astype(jnp.float32)
             part = jax.vmap(one)(old, params[TRAINED]["layers"][site.module], own)

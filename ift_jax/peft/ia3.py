@@ -49,9 +49,27 @@ def linear(at: Linear, _: PeftConfig) -> Array:
 
 def merged(weight: Array, site: Site, arrays: Arrays, _: Arrays, __: PeftConfig) -> Array:
     """The weights of one site and one layer, scaled by inputs or by outputs."""
-    if scales_input(site):
-        return weight * arrays["scale"].reshape(-1, *(1,) * len(site.out_shape))
-    return weight * arrays["scale"]
+    return weight * _spread(site, arrays)
 
 
-METHOD = Method(trained=trained, init=init, linear=linear, merged=merged, unchanged=1.0, on=on)
+def unmerged(weight: Array, site: Site, arrays: Arrays, _: Arrays, __: PeftConfig) -> Array:
+    """The weights before they were scaled; those scaled by 0 are lost, and stay 0."""
+    scale = _spread(site, arrays)
+    return jnp.where(scale == 0, 0.0, weight / jnp.where(scale == 0, 1.0, scale))
+
+
+def _spread(site: Site, arrays: Arrays) -> Array:
+    """The vector in a shape that multiplies the weights."""
+    scale = arrays["scale"]
+    return scale.reshape(-1, *(1,) * len(site.out_shape)) if scales_input(site) else scale
+
+
+METHOD = Method(
+    trained=trained,
+    init=init,
+    linear=linear,
+    merged=merged,
+    unmerged=unmerged,
+    unchanged=1.0,
+    on=on,
+)

@@ -112,6 +112,11 @@ def merged(weight: Array, _: Site, arrays: Arrays, fixed: Arrays, config: PeftCo
     return weight + change(arrays, fixed, config)
 
 
+def unmerged(weight: Array, _: Site, arrays: Arrays, fixed: Arrays, config: PeftConfig) -> Array:
+    """W from W + s AB."""
+    return weight - change(arrays, fixed, config)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _through_sum(
     num_in: int,
@@ -172,4 +177,6 @@ def _backward(num_in: int, cuts: Any, scaling: float, saved: Any, dy: Array) -> 
 
 _through_sum.defvjp(_forward, _backward)
 
-METHOD = Method(trained=trained, init=init, linear=linear, merged=merged, frozen=frozen)
+METHOD = Method(
+    trained=trained, init=init, linear=linear, merged=merged, unmerged=unmerged, frozen=frozen
+)

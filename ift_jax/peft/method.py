@@ -64,6 +64,8 @@ class Method(NamedTuple):
         linear: what stands in for x W.
         merged: the weights that compute the same, from weights, site, arrays and frozen arrays of
             one layer; None where no weights do.
+        unmerged: the weights that were merged, from what `merged` gave and the rest of what it
+            takes; None where they do not follow from it.
         frozen: as `trained`, of arrays per layer that are not trained.
         shared: as `trained`, but of all sites together: one set for all layers.
         init_shared: those at the start.
@@ -75,6 +77,7 @@ class Method(NamedTuple):
     init: Callable[[Site, PeftConfig, Array, Array], tuple[Arrays, Arrays]]
     linear: Callable[[Linear, PeftConfig], Array]
     merged: Callable[[Array, Site, Arrays, Arrays, PeftConfig], Array] | None
+    unmerged: Callable[[Array, Site, Arrays, Arrays, PeftConfig], Array] | None = None
     frozen: Callable[[Site, PeftConfig], Shapes] = no_shapes
     shared: Callable[[Sequence[Site], PeftConfig], Shapes] = no_shapes
     init_shared: Callable[[Sequence[Site], PeftConfig, Array], Arrays] | None = None

@@ -65,8 +65,17 @@ def linear(at: Linear, config: PeftConfig) -> Array:
 
 def merged(weight: Array, site: Site, arrays: Arrays, fixed: Arrays, _: PeftConfig) -> Array:
     """W + A d B b of one site and one layer."""
+    return weight + _change(site, arrays, fixed)
+
+
+def unmerged(weight: Array, site: Site, arrays: Arrays, fixed: Arrays, _: PeftConfig) -> Array:
+    """W from W + A d B b."""
+    return weight - _change(site, arrays, fixed)
+
+
+def _change(site: Site, arrays: Arrays, fixed: Arrays) -> Array:
     a, b = _matrices(site, fixed)
-    return weight + jnp.tensordot(a * arrays["d"], b, 1) * arrays["scale_b"]
+    return jnp.tensordot(a * arrays["d"], b, 1) * arrays["scale_b"]
 
 
 def _matrices(site: Site, fixed: Arrays) -> tuple[Array, Array]:
@@ -76,5 +85,11 @@ def _matrices(site: Site, fixed: Arrays) -> tuple[Array, Array]:
 
 
 METHOD = Method(
-    trained=trained, init=init, linear=linear, merged=merged, shared=shared, init_shared=init_shared
+    trained=trained,
+    init=init,
+    linear=linear,
+    merged=merged,
+    unmerged=unmerged,
+    shared=shared,
+    init_shared=init_shared,
 )

@@ -130,6 +130,7 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
             f"config.data.max_length={config.data.max_length}: the model's context is "
             f"{limit + virtual}{taken if virtual else ''}"
         )
+    _check_new_tokens(config, base)
     check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
     if config.remedies.ewc_weight:
         fisher_examples(data, config.remedies.fisher_tasks, config.remedies.fisher_examples)
@@ -167,7 +168,7 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
 def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
     """The base model, its parameters on the mesh; an adapter of an earlier run is merged in."""
     model = config.model
-    return load_pretrained(
+    base = load_pretrained(
         model.path,
         dtype=model.dtype,
         param_dtype=model.param_dtype,
@@ -175,7 +176,8 @@ def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
         quantize=model.quantize,
         quantize_group=model.quantize_group,
         mesh=mesh,
-    ).merged()
+    )
+    return base.merged().with_new_tokens(model.new_tokens)
 
 
 def base_of(config: RunConfig, mesh: Mesh, tuned: LanguageModel) -> LanguageModel:
@@ -230,6 +232,21 @@ def _check_batch(config: RunConfig, mesh: Mesh) -> None:
             raise InputError(
                 f"config.{name}={size} does not divide over {num_row_shards(mesh)} row shards and "
                 f"{config.train.micro_batches} micro-batches"
+            )
+
+
+def _check_new_tokens(config: RunConfig, model: LanguageModel) -> None:
+    """Raises InputError where an adapter leaves rows of new tokens at their start."""
+    adapter = model.structure.adapter
+    if adapter is None or "embedding" in {site.path for site in adapter.whole}:
+        return
+    trained = {token for rows in adapter.rows for token in rows.ids}
+    for token in config.model.new_tokens:
+        if model.tokenizer.convert_tokens_to_ids(token) not in trained:  # type: ignore[union-attr]
+            raise InputError(
+                f"config.model.new_tokens: config.peft does not train {token!r}; name it in "
+                "config.peft.token_rows (lora, dora), or embed_tokens in "
+                "config.peft.modules_to_save"
             )
 
 

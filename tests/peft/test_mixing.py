@@ -148,6 +148,32 @@ def test_unmerging_gives_the_base_back(tiny_llama, base, folders, name):
     )
 
 
+@pytest.mark.parametrize("method", ["vera", "ia3"])
+def test_other_methods_are_taken_out_too(base, tmp_path, method):
+    adapted = shaken(base.adapt(PeftConfig(method=method, layers=(0, 2))))
+    adapted.save_adapter(tmp_path / "a")
+    merged = adapted.merged()
+    assert float(jnp.abs(merged.logits(IDS) - base.logits(IDS)).max()) > 0.05
+    found = merged.unmerged(tmp_path / "a").logits(IDS)
+    np.testing.assert_allclose(found, base.logits(IDS), atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "dora"}, "'dora' cannot be taken out"),
+        ({"method": "lora", "modules_to_save": ("model.norm",)}, "model.norm was trained whole"),
+        ({"method": "lora", "token_rows": ("a",)}, "embed_tokens was trained whole"),
+    ],
+    ids=str,
+)
+def test_what_the_merged_weights_do_not_tell_is_not_taken_out(base, tmp_path, fields, message):
+    adapted = base.adapt(PeftConfig(**fields))
+    adapted.save_adapter(tmp_path / "a")
+    with pytest.raises(InputError, match=message):
+        adapted.merged().unmerged(tmp_path / "a")
+
+
 def test_a_merge_that_changes_the_logits_is_refused(tiny_llama, base, tmp_path, monkeypatch):
     model = shaken(base.adapt(PeftConfig(method="lora", rank=2)))
     model.save_pretrained(tmp_path / "right", dtype="bfloat16")  # rounding is no such change

@@ -1,0 +1,178 @@
+"""Tokens added to a model: what it says of the others stays, and adapters that train them."""
+
+import json
+import warnings
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+from torch_reference import save_variant, torch_logits, torch_model
+from transformers import AutoTokenizer
+
+from ift_jax.checkpoint import load_workdir
+from ift_jax.config import build_run_config
+from ift_jax.errors import InputError
+from ift_jax.language_model import load_chat, load_pretrained
+from ift_jax.sharding import MeshConfig, make_mesh
+from ift_jax.train.run import train
+
+TOKENS = ("<tool>", "</tool>")
+IDS = np.random.default_rng(0).integers(2, 258, (2, 11))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "model"
+    return save_variant(path, tie_word_embeddings=request.param)
+
+
+def run_config(model, **changes):
+    """A short run of LoRA with two new tokens, whose data have them."""
+    task = {
+        "name": "rating", "source": "embedded:reviews", "templates": "reviews",
+        "template_names": ["Predict the rating"], "split_by": ["review_body"],
+        "balance_by": "star_rating", "train_size": 20, "validation_size": 5, "test_size": 5,
+    }  # fmt: skip
+    tree = {
+        "model": {"path": str(model), "new_tokens": list(TOKENS)},
+        "data": {"max_length": 480, "tasks": [task]},
+        "train": {"num_steps": 2, "batch_size": 8},
+        "optimizer": {"peak_lr": 1e-1, "warmup_steps": 0},
+        "evaluation": {"shots": [0], "metrics": ["accuracy"]},
+        "peft": {"method": "lora", "rank": 2, "token_rows": list(TOKENS)},
+    }
+    return build_run_config({**tree, **changes})
+
+
+def test_other_tokens_keep_their_scores_and_new_ones_the_mean_row(folder):
+    base = load_pretrained(folder)
+    more = base.with_new_tokens(TOKENS)
+    assert more.chat.tokenizer("a<tool>b</tool>", add_special_tokens=False)["input_ids"] == [
+        *base.tokenizer("a", add_special_tokens=False)["input_ids"], 258,
+        *base.tokenizer("b", add_special_tokens=False)["input_ids"], 259,
+    ]  # fmt: skip
+    assert len(base.tokenizer) == 258  # its own tokenizer stays as it was
+    assert more.structure.config.vocab_size == 320
+    np.testing.assert_array_equal(more.logits(IDS)[..., :258], base.logits(IDS))
+    for name in {"embedding", "output"} & set(more.params):
+        mean = np.asarray(base.params[name]).mean(axis=0)
+        np.testing.assert_allclose(more.params[name][258:], np.tile(mean, (62, 1)), atol=1e-6)
+
+
+def test_saved_it_is_what_transformers_loads(folder, tmp_path):
+    more = load_pretrained(folder).with_new_tokens(TOKENS)
+    more.save_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_tokens_to_ids(list(TOKENS)) == [258, 259]
+    ids = np.concatenate([IDS, [[258], [259]]], axis=1)
+    expected = torch_logits(torch_model(tmp_path / "out"), ids)
+    np.testing.assert_allclose(more.logits(ids), expected, rtol=1e-3, atol=2e-4)
+    again = load_pretrained(tmp_path / "out").with_new_tokens(("<more>",))
+    assert again.structure.config.vocab_size == 320  # spare rows are used first
+
+
+def test_tables_grow_where_they_lie(folder):
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    alone = load_pretrained(folder).with_new_tokens(TOKENS)
+    meshed = load_pretrained(folder, mesh=mesh).with_new_tokens(TOKENS)
+    shard = meshed.params["embedding"].addressable_shards[0].data
+    assert shard.shape == (160, 32)
+    np.testing.assert_allclose(meshed.params["embedding"], alone.params["embedding"], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A finished run with new tokens, and the folder that peft loads."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    train(run_config(folder), workdir)
+    adapter = workdir.parent / "adapter"
+    load_workdir(workdir).save_adapter(adapter, base_model=str(folder))
+    return workdir, adapter
+
+
+def test_an_adapter_with_new_tokens_is_used_by_workdir_and_folder(folder, run):
+    model = load_pretrained(run[0])
+    ids = np.concatenate([IDS, [[258], [259]]], axis=1)
+    logits = model.logits(ids)
+    for path in run:
+        found = load_pretrained(folder)
+        assert len(found.chat.tokenizer) == 258
+        found.load_adapter(path)
+        np.testing.assert_allclose(found.logits(ids), logits, atol=1e-5)
+        assert found.chat.tokenizer.convert_tokens_to_ids("</tool>") == 259
+    assert load_chat(run[0]).tokenizer.get_vocab() == model.tokenizer.get_vocab()
+
+
+def test_peft_loads_it_beside_the_resized_base(folder, run):
+    workdir, adapter = run
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    reference = torch_model(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.resize_token_embeddings(len(tokenizer))
+        theirs = peft.PeftModel.from_pretrained(reference, adapter).eval()
+    ids = np.concatenate([IDS, [[258], [259]]], axis=1)
+    found = load_pretrained(workdir).logits(ids)[..., :260]
+    np.testing.assert_allclose(found, torch_logits(theirs, ids), rtol=1e-3, atol=3e-4)
+
+
+def test_a_whole_table_that_peft_trained_with_more_tokens_loads(folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(TOKENS))
+    reference = torch_model(folder)
+    tables = (
+        ["embed_tokens"] if reference.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
+    )
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=tables,
+                             init_lora_weights=False)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.resize_token_embeddings(len(tokenizer))
+        theirs = peft.get_peft_model(reference, config).eval()
+        with torch.no_grad():
+            for name, parameter in theirs.named_parameters():
+                if "modules_to_save" in name:
+                    parameter += 0.1
+        theirs.save_pretrained(tmp_path / "a")
+    tokenizer.save_pretrained(tmp_path / "a")
+    model = load_pretrained(folder).load_adapter(tmp_path / "a")
+    ids = np.concatenate([IDS, [[258], [259]]], axis=1)
+    assert model.structure.config.vocab_size == 260
+    np.testing.assert_allclose(model.logits(ids), torch_logits(theirs, ids), rtol=1e-3, atol=3e-4)
+
+
+def test_full_tuning_trains_them_too(folder, tmp_path):
+    workdir = tmp_path / "w"
+    train(run_config(folder, peft={}), workdir)
+    model = load_pretrained(workdir)
+    assert model.structure.config.vocab_size == 320
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["new_tokens"] == list(TOKENS)
+    start = load_pretrained(folder).with_new_tokens(TOKENS).params
+    assert jax.tree.map(np.shape, model.params) == jax.tree.map(np.shape, start)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("a",), "'a' is a token of this model already"),
+        (("<t>", "<t>"), "expected different texts"),
+        (("",), "expected different texts"),
+        ((" <t>",), "without blanks around them"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_new_token_is_refused(folder, tokens, message):
+    with pytest.raises(InputError, match=message):
+        load_pretrained(folder).with_new_tokens(tokens)
+
+
+def test_a_run_whose_adapter_would_not_train_them_is_refused(folder, tmp_path):
+    peft_config = {"method": "lora", "rank": 2, "token_rows": ["<tool>"]}
+    with pytest.raises(InputError, match=r"config\.peft does not train '</tool>'; name it in"):
+        train(run_config(folder, peft=peft_config), tmp_path / "w")
+    adapted = load_pretrained(folder).adapt(run_config(folder).peft.__class__(method="ia3"))
+    with pytest.raises(InputError, match="has an adapter; they come before it"):
+        adapted.with_new_tokens(TOKENS)
