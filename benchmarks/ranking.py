@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM
 from ift_jax.data.examples import LIBRARY
 from ift_jax.data.templates import load_templates
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods, encode_questions
-from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.language_model import LanguageModel
+from ift_jax.pretrained import load_pretrained
 
 DATA = Path(os.environ.get("IFT_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TEMPLATE = "Predict the rating"

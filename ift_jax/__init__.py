@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ift_jax.data.templates import load_templates as load_templates
     from ift_jax.language_model import LanguageModel as LanguageModel
-    from ift_jax.language_model import load_pretrained as load_pretrained
+    from ift_jax.pretrained import load_pretrained as load_pretrained
     from ift_jax.train.run import train as train
 
 _HOMES = {
     "LanguageModel": "ift_jax.language_model",
-    "load_pretrained": "ift_jax.language_model",
+    "load_pretrained": "ift_jax.pretrained",
     "load_templates": "ift_jax.data.templates",
     "train": "ift_jax.train.run",
 }

@@ -12,10 +12,12 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from ift_jax.errors import InputError, one_line
 from ift_jax.interpolation import interpolated
-from ift_jax.language_model import LanguageModel, load_pretrained, locate
+from ift_jax.language_model import LanguageModel
+from ift_jax.model_config import locate
 from ift_jax.models.decoder import Params, Remat
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import param_shardings
 from ift_jax.train.step import TrainState
 

@@ -19,7 +19,7 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.metrics import check_metrics
 from ift_jax.evaluation.tasks import EvaluationConfig
 from ift_jax.hf.folder import read_json
-from ift_jax.language_model import ModelConfig
+from ift_jax.model_config import ModelConfig
 from ift_jax.peft.config import PeftConfig
 from ift_jax.sharding import MeshConfig
 from ift_jax.study.config import StudyConfig

@@ -13,7 +13,8 @@ from ift_jax.evaluation.generation import generate
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.hf.families import LLAMA, weight_rows
 from ift_jax.hf.weights import write_tensors
-from ift_jax.language_model import ModelConfig, is_workdir, load_chat, load_pretrained, locate
+from ift_jax.model_config import ModelConfig, is_workdir, locate
+from ift_jax.pretrained import load_chat, load_pretrained
 
 TEXT = "a table, 27 chairs and: the café's long (long) menu; who is it? Nobody knows!"
 PROMPTS = [TEXT[i % 5 : i % 5 + 1 + 3 * i] for i in range(20)]

@@ -10,7 +10,6 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import generate, generate_one
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods
-from ift_jax.language_model import load_pretrained
 from ift_jax.models.decoder import (
     Compute,
     DecoderConfig,
@@ -19,6 +18,7 @@ from ift_jax.models.decoder import (
     param_axes,
     param_shapes,
 )
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import (
     MeshConfig,
     constrain,

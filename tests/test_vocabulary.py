@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from ift_jax.checkpoint import load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_chat, load_pretrained
+from ift_jax.pretrained import load_chat, load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 from ift_jax.train.run import train
 

@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     from ift_jax.data.prepared import prepare, read_index
     from ift_jax.data.prepared_rows import prepared_summary
     from ift_jax.data.rows import pack
-    from ift_jax.language_model import load_chat
+    from ift_jax.pretrained import load_chat
 
     chat = load_chat(config.model.path, config.model.new_tokens)
     part = _part(_PART.value)

@@ -61,7 +61,8 @@ def main(_: list[str]) -> None:
     from ift_jax.data.prepared import load_data
     from ift_jax.evaluation.tasks import baseline_rows, evaluate
     from ift_jax.interpolation import check_share
-    from ift_jax.language_model import is_workdir, load_pretrained, locate
+    from ift_jax.model_config import is_workdir, locate
+    from ift_jax.pretrained import load_pretrained
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
     from ift_jax.train.selection import chosen_of

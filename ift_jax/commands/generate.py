@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
         Sampling(**options)
     except InputError as error:
         raise InputError(f"--{error}") from error
-    from ift_jax.language_model import load_pretrained
+    from ift_jax.pretrained import load_pretrained
 
     model = load_pretrained(path)
     if _ADAPTER.value:

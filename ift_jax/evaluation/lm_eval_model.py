@@ -20,7 +20,7 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, score_choices
 from ift_jax.evaluation.texts import generate_texts
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 
 NAME = "ift_jax"

@@ -21,7 +21,8 @@ from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.interpolation import interpolated
-from ift_jax.language_model import LanguageModel, load_pretrained
+from ift_jax.language_model import LanguageModel
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.page import leave_report
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards

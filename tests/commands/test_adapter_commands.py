@@ -11,7 +11,7 @@ from torch_reference import torch_logits, torch_model
 from workplace import Workplace
 
 from ift_jax.checkpoint import load_workdir
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 
 IDS = np.random.default_rng(0).integers(2, 258, (2, 11))
 

@@ -134,7 +134,7 @@ def test_the_trained_tokens_decode_to_the_completion_and_the_end_of_turn(prompt,
 
 def test_the_trained_tokens_of_embedded_reviews_are_their_completions(smollm2):
     from ift_jax.data.embedded_reviews import embedded_reviews
-    from ift_jax.language_model import load_chat
+    from ift_jax.pretrained import load_chat
 
     chat = load_chat(smollm2)
     reviews = embedded_reviews()[:300]

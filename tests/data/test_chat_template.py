@@ -92,7 +92,7 @@ def test_templates_that_do_more_with_contents_are_run_every_time(name):
 
 
 def test_the_real_template_is_run_once(smollm2):
-    from ift_jax.language_model import load_chat
+    from ift_jax.pretrained import load_chat
 
     assert prints_contents_only(load_chat(smollm2).tokenizer.chat_template)
 

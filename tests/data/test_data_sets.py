@@ -20,7 +20,7 @@ from ift_jax.data.records import Record
 from ift_jax.data.sources import read_records, resolve_sources
 from ift_jax.data.splits import split_key
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_chat
+from ift_jax.pretrained import load_chat
 
 CONFIG = ROOT / "configs" / "data_sets.py"
 NAMES = runpy.run_path(str(CONFIG))["names"]()

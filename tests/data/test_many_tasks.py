@@ -22,7 +22,7 @@ from ift_jax.data import collect, pipeline, selection
 from ift_jax.data.records import Record
 from ift_jax.data.rows import pack
 from ift_jax.data.sources import read_records
-from ift_jax.language_model import load_chat
+from ift_jax.pretrained import load_chat
 
 RECORDS = 200  # of a source, about
 SIZE = 3000

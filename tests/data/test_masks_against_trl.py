@@ -28,7 +28,7 @@ from ift_jax.data.config import DataConfig
 from ift_jax.data.fitting import fit_examples
 from ift_jax.data.loader import RowSource
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_chat
+from ift_jax.pretrained import load_chat
 
 
 class Format(NamedTuple):

@@ -117,7 +117,7 @@ def test_tokens_and_marks_by_words_are_those_of_whole_texts(name):
 
 def test_the_real_tokenizer_gives_the_same_by_words(smollm2):
     from ift_jax.data.embedded_reviews import embedded_reviews
-    from ift_jax.language_model import load_chat
+    from ift_jax.pretrained import load_chat
 
     ours = load_chat(smollm2).tokenization
     assert ours.by_words

@@ -8,8 +8,8 @@ from torch_reference import torch_model
 
 from ift_jax.data.neutral import NeutralConfig, neutral_texts
 from ift_jax.evaluation.drift import drift_entries, drift_values, kl_from_base, weight_drift
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.inputs import DRIFT, check
 
 TEXTS = [f"{'some ' * (n % 4)}neutral text, number {n}" for n in range(11)]

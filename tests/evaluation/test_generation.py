@@ -12,9 +12,9 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation import batching, generation
 from ift_jax.evaluation.generation import generate
 from ift_jax.evaluation.sampling import Sampling
-from ift_jax.language_model import load_pretrained
 from ift_jax.models.decoder import Decoder
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 
 NEVER = (999,)  # no token of the vocabulary
 

@@ -9,7 +9,7 @@ from torch_reference import save_variant, torch_model
 from ift_jax.errors import InputError
 from ift_jax.evaluation import batching, scoring
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods, encode_questions
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 
 INSTRUCTION = "Say whether the review is good. "  # longer than batching.MIN_PREFIX bytes
 CHOICES = [("yes", "no"), ("terrible", "so-so", "really quite good"), ("1", "22"), ("ja",)]

@@ -24,7 +24,7 @@ from ift_jax.evaluation.tasks import (
     evaluate,
     one_a_prompt,
 )
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 
 TEMPLATES = """
 dataset: reviews

@@ -10,7 +10,7 @@ from ift_jax.data.chat import Chat
 from ift_jax.evaluation import generation, texts
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.texts import before_stop, stream_text
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 
 TURNS = [{"role": "user", "content": "Hello, who are you?"}]
 OPTIONS = {

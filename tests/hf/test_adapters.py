@@ -13,8 +13,8 @@ import torch
 from torch_reference import save_variant, torch_logits, torch_model
 
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 
 IDS = np.random.default_rng(0).integers(2, 258, (2, 11))

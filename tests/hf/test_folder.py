@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from ift_jax.errors import InputError
 from ift_jax.hf import folder as folder_module
 from ift_jax.hf.folder import open_tensors, plan_shards, write_folder
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 
 IDS = np.random.default_rng(0).integers(0, 258, (2, 9))
 DTYPES = ("float32", "bfloat16", "float16")

@@ -18,7 +18,7 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import generate
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.hf.gguf import read_gguf
-from ift_jax.language_model import load_chat, load_pretrained
+from ift_jax.pretrained import load_chat, load_pretrained
 
 # A tiny file, written here.
 

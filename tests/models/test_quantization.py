@@ -13,7 +13,6 @@ from ift_jax.errors import InputError
 from ift_jax.hf.families import LLAMA
 from ift_jax.hf.weights import flat_paths
 from ift_jax.interpolation import interpolated
-from ift_jax.language_model import load_pretrained
 from ift_jax.models import decoder
 from ift_jax.models.quantization import (
     NF4_LEVELS,
@@ -25,6 +24,7 @@ from ift_jax.models.quantization import (
 from ift_jax.peft.adapter import TRAINED, Adapter, combine, separate
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import tensor_sites
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 from ift_jax.train.run import train
 from ift_jax.train.step import Constants, gradient_sums

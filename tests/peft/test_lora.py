@@ -11,9 +11,9 @@ from peft import LoraConfig
 from torch_peft import IDS, assert_parity, lora_tensors, shaken, torch_peft
 
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.adapter import combine, separate
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
 from ift_jax.train.loss import loss_sums
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer

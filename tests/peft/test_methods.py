@@ -22,9 +22,9 @@ from torch_peft import (
 from torch_reference import save_variant, torch_model
 
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.adapter import combine, separate
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
 from ift_jax.train.loss import loss_sums
 from ift_jax.train.step import Constants, gradient_sums

@@ -13,8 +13,8 @@ from torch_reference import torch_logits, torch_model
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation.scoring import Question, score_choices
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 
 ADAPTERS = {

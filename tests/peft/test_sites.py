@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import padded, replaced, taken
+from ift_jax.pretrained import load_pretrained
 
 
 @pytest.fixture(scope="module")

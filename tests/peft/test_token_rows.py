@@ -10,9 +10,9 @@ from torch_peft import IDS, assert_parity, lora_tensors, shaken, torch_peft
 from torch_reference import save_variant
 
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.adapter import separate
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.train.step import Constants, gradient_sums
 
 # Two tokens that the examples of `assert_parity` have.

@@ -11,9 +11,9 @@ from torch_peft import IDS, assert_parity, shaken, torch_peft
 from ift_jax.data.loader import Batches, RowSource
 from ift_jax.evaluation.generation import Sampling, generate
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.adapter import separate
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.train.loss import loss_sums
 from ift_jax.train.step import Constants, gradient_sums
 

@@ -10,7 +10,7 @@ from torch_peft import IDS
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.errors import InputError
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 from ift_jax.train.run import check_run, train
 
 

@@ -15,8 +15,8 @@ from ift_jax.errors import InputError
 from ift_jax.evaluation.comparison import compare
 from ift_jax.evaluation.metrics import score
 from ift_jax.evaluation.predictions import read_lines
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.inputs import read_runs
 from ift_jax.sharding import make_mesh
 from ift_jax.study import runs

@@ -12,7 +12,7 @@ from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
 from ift_jax.data.fitting import fit_examples
 from ift_jax.data.loader import Batches, RowSource
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 from ift_jax.train import loss
 from ift_jax.train.loss import loss_sums, token_nll
 

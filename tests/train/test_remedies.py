@@ -12,9 +12,9 @@ from batches import packed_batch, random_examples, unpacked_batch
 from torch_reference import torch_model
 
 from ift_jax.hf import families, weights
-from ift_jax.language_model import load_pretrained
 from ift_jax.models.decoder import param_axes
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
 from ift_jax.train import fisher as fisher_module
 from ift_jax.train.fisher import estimate_fisher, stored_fisher

@@ -12,8 +12,8 @@ from ift_jax.config import build_run_config
 from ift_jax.errors import InputError
 from ift_jax.evaluation.drift import weight_drift
 from ift_jax.interpolation import interpolated
-from ift_jax.language_model import load_pretrained
 from ift_jax.peft.config import PeftConfig
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.inputs import read_run
 from ift_jax.report.table import results_table
 from ift_jax.train import fisher

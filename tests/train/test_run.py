@@ -14,7 +14,7 @@ from tiny_run import run_tree
 
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.table import score_text
 from ift_jax.train.run import train
 

@@ -6,7 +6,7 @@ import pytest
 from batches import packed_batch, random_examples
 
 from ift_jax.data.loader import Batches, RowSource
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, row_sharding
 from ift_jax.train.loss import loss_sums
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer

@@ -15,7 +15,7 @@ from ift_jax.config import TrainConfig, build_run_config
 from ift_jax.data import pipeline
 from ift_jax.errors import InputError
 from ift_jax.evaluation.tasks import evaluate
-from ift_jax.language_model import load_pretrained
+from ift_jax.pretrained import load_pretrained
 from ift_jax.report.inputs import read_run
 from ift_jax.sharding import MeshConfig, make_mesh
 from ift_jax.train import run, validation
