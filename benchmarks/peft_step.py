@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from ift_jax.batch import Batch
 from ift_jax.language_model import LanguageModel
@@ -93,15 +94,20 @@ class Counter:
 
 def random_batch(vocab: int) -> Batch:
     """Rows of one example each, of which the last TARGETS tokens are trained."""
-    tokens = np.random.default_rng(0).integers(2, vocab, (ROWS, LENGTH), np.int32)
-    places = np.broadcast_to(np.arange(LENGTH - 1 - TARGETS, LENGTH - 1), (ROWS, TARGETS))
+    return batch_of(np.random.default_rng(0).integers(2, vocab, (ROWS, LENGTH), np.int32), TARGETS)
+
+
+def batch_of(tokens: NDArray[np.int32], targets: int) -> Batch:
+    """Rows of one example each, of which the last tokens are trained."""
+    rows, length = tokens.shape
+    places = np.broadcast_to(np.arange(length - 1 - targets, length - 1), (rows, targets))
     return Batch(
         tokens,
-        np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape),
+        np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
         np.ones_like(tokens),
         places.astype(np.int32),
         np.take_along_axis(tokens, places + 1, axis=1),
-        np.ones((ROWS, TARGETS), np.float32),
+        np.ones((rows, targets), np.float32),
     )
 
 

@@ -234,8 +234,13 @@ def load_workdir(
         checkpoints.close()
 
 
-def load_workdir_adapter(workdir: Path, model: LanguageModel) -> tuple[Adapter, Params]:
+def load_workdir_adapter(
+    workdir: Path, model: LanguageModel, *, any_base: bool = False
+) -> tuple[Adapter, Params]:
     """The adapter of a run's best step, for a model that is the run's base.
+
+    Args:
+        any_base: leaves unasked whether it is.
 
     Raises:
         InputError: for a run that trained no adapter, or one that does not fit the model or was
@@ -246,7 +251,8 @@ def load_workdir_adapter(workdir: Path, model: LanguageModel) -> tuple[Adapter, 
     run = read_run_config(workdir)
     if run.peft.method == "none":
         raise InputError(f"{workdir}: this run trained all weights; give it as the model itself")
-    _check_base(workdir, run.model.path, model)
+    if not any_base:
+        _check_base(workdir, run.model.path, model)
     checkpoints = Checkpoints(workdir)
     try:
         return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)

@@ -369,14 +369,15 @@ class LanguageModel:
                 raise InputError(f"adapters: {name!r} is not loaded; there are {known}")
         return np.stack([self._rows[name] for name in adapters])
 
-    def _read_adapter(self, path: str | Path) -> tuple[Adapter, Params]:
+    def _read_adapter(self, path: str | Path, *, merged: bool = False) -> tuple[Adapter, Params]:
+        """An adapter for these weights, in which it may be merged already."""
         if self.structure.adapter is not None:
             raise InputError("the model has an adapter already; `merged()` works it in")
         found = Path(path).expanduser()
         if is_workdir(found):
             from ift_jax.checkpoint import load_workdir_adapter
 
-            return load_workdir_adapter(found, self)
+            return load_workdir_adapter(found, self, any_base=merged)
         return adapters.read_adapter(found, self._host())
 
     def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
@@ -447,7 +448,7 @@ class LanguageModel:
         Raises:
             InputError: as `Adapter.unmerged`.
         """
-        adapter, arrays = self._read_adapter(path)
+        adapter, arrays = self._read_adapter(path, merged=True)
         return self.with_params(adapter.unmerged({**self.params, **arrays}))
 
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:

@@ -1,11 +1,13 @@
 """Loading a model, or its chat format alone, from wherever a path leads."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
@@ -23,8 +25,8 @@ from ift_jax.model_config import (
 )
 from ift_jax.models import decoder
 from ift_jax.models.decoder import Compute, Params
+from ift_jax.models.quantization import Quantized, quantized_shardings
 from ift_jax.models.quantization import quantize as quantize_weight
-from ift_jax.models.quantization import quantized_shardings
 from ift_jax.sharding import param_shardings
 from ift_jax.vocabulary import extended_tokenizer
 
@@ -49,7 +51,8 @@ def load_pretrained(
         quantize: "int8", "int4" or "nf4" keeps the projections of the layers, which are nearly
             all weights of a large model, in 8 or 4 bits. Arrays are quantized one by one on
             the host, so no device ever holds the float weights. Embedding, output matrix and
-            norms stay in `param_dtype`. A workdir is quantized as its config says.
+            norms stay in `param_dtype`. What a workdir made is quantized with its adapter
+            merged in; it cannot be where the run itself had a quantized base.
         quantize_group: inputs that share a float32 scale.
         mesh: places the parameters by `ift_jax.sharding.RULES`; default: one device.
 
@@ -66,14 +69,10 @@ def load_pretrained(
     if found.suffix == ".gguf":
         return _from_gguf(found, compute, memory)
     if is_workdir(found):
-        if quantize != "none":
-            raise InputError(
-                f"{path}: a workdir is quantized as its config.model.quantize says; to quantize "
-                "its result otherwise, export it and load what that writes"
-            )
         from ift_jax.checkpoint import load_workdir
 
-        return load_workdir(found, dtype=dtype, param_dtype=param_dtype, remat=remat, mesh=mesh)
+        run = load_workdir(found, dtype=dtype, param_dtype=param_dtype, remat=remat, mesh=mesh)
+        return run if quantize == "none" else _quantized(run, memory, str(path))
     return _from_folder(found, compute, memory)
 
 
@@ -177,6 +176,25 @@ def _assemble(
     return LanguageModel(
         structure=decoder.build(config, compute), params=params, hf_config=hf_config, **rest
     )
+
+
+def _quantized(model: LanguageModel, memory: _Memory, where: str) -> LanguageModel:
+    """The model, its adapter merged in, with the layers' matrices quantized."""
+    leaves = jax.tree.leaves(model.params, is_leaf=lambda x: isinstance(x, Quantized))
+    if any(isinstance(leaf, Quantized) for leaf in leaves):
+        raise InputError(
+            f"{where}: the base of this run is quantized as its config.model.quantize says; to "
+            "quantize its result otherwise, export it and load what that writes"
+        )
+    merged = model.merged()
+    config = merged.structure.config
+    rows = families.weight_rows(families.family_of(merged.hf_config, where), config)
+    shapes = decoder.param_shapes(config, memory.param_dtype)
+    place = _placing(rows, shapes, decoder.param_axes(config), memory)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: place(".".join(key.key for key in path), np.asarray(x)), merged.params
+    )
+    return dataclasses.replace(merged, params=params)
 
 
 def _placing(

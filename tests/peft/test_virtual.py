@@ -120,6 +120,29 @@ def test_a_text_is_the_start(base):
     np.testing.assert_array_equal(embeddings[5:], embeddings[:2])
 
 
+def test_a_prompt_starts_at_rows_of_the_embedding(base, tiny_llama):
+    """Random ones, or those of a text, which peft repeats and cuts in the same way."""
+    table = {row.tobytes() for row in np.asarray(base.params["embedding"])}
+    config = PeftConfig(method="prompt", num_virtual_tokens=COUNT)
+    starts = [
+        np.asarray(base.adapt(config, seed=seed).params["adapter"]["virtual"]["embeddings"])
+        for seed in (0, 1)
+    ]
+    for start in starts:
+        assert {row.tobytes() for row in start} <= table
+    assert not np.array_equal(*starts)
+    for count in (3, 7):
+        theirs = torch_peft(tiny_llama, peft.PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=count, prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="abcde", tokenizer_name_or_path=str(tiny_llama),
+        ))  # fmt: skip
+        text = PeftConfig(method="prompt", num_virtual_tokens=count, prompt_text="abcde")
+        np.testing.assert_array_equal(
+            base.adapt(text).params["adapter"]["virtual"]["embeddings"],
+            theirs.prompt_encoder["default"].embedding.weight.detach().numpy(),
+        )
+
+
 def test_virtual_positions_take_room_in_the_context(base, models):
     limit = base.structure.context_length
     assert models["prompt"].structure.context_length == limit - COUNT

@@ -1,5 +1,6 @@
 """A run with an adapter: its checkpoints hold the small tree, resume, load, and export merged."""
 
+import dataclasses
 import json
 
 import jax
@@ -65,15 +66,34 @@ def test_a_run_stopped_with_dropout_goes_on_as_if_it_had_not(stopped):
 
 
 def test_a_checkpoint_is_as_large_as_the_adapter(stopped, tiny_llama):
+    """Its arrays are those of the adapter, once themselves and twice as the optimizer's moments."""
     folder = stopped[0] / "checkpoints"
-    model = load_workdir(stopped[0])
-    adapter = sum(x.nbytes for x in jax.tree.leaves(
-        (model.params["adapter"], model.params["adapter_frozen"])))  # fmt: skip
+    params = load_workdir(stopped[0]).params
+    count = {name: len(jax.tree.leaves(params[name])) for name in ("adapter", "adapter_frozen")}
     step = next(p for p in folder.iterdir() if p.is_dir())
-    names = {p.name for p in step.iterdir() if p.is_dir()}
-    assert {"params", "optimizer", "frozen"} <= names
-    assert "embedding" not in (step / "params" / "_METADATA").read_text()
-    assert adapter > 0
+
+    def stored(name):
+        return json.loads((step / name / "_METADATA").read_text())["tree_metadata"]
+
+    assert len(stored("params")) == count["adapter"] > 0
+    assert len(stored("frozen")) == count["adapter_frozen"] > 0
+    moments = [key for key in stored("optimizer") if "mu" in key or "nu" in key]
+    assert len(moments) == 2 * count["adapter"]
+
+
+def test_a_runs_b_learns_by_its_own_rate(tiny_llama, tmp_path):
+    """After one step of AdamW from B = 0, B is its rate in each entry."""
+    found = {}
+    for ratio in (1.0, 8.0):
+        config = run_config(tiny_llama, b_lr_ratio=ratio, targets=["q_proj"])
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, num_steps=1, eval_every=1)
+        )
+        train(config, tmp_path / str(ratio))
+        pair = load_workdir(tmp_path / str(ratio), which="latest").params["adapter"]["layers"]
+        found[ratio] = np.asarray(pair["self_attn.q_proj"]["b"])
+    assert np.abs(found[1.0]).max() > 0
+    np.testing.assert_allclose(found[8.0], 8 * found[1.0], rtol=1e-3)
 
 
 def test_the_loaded_adapter_is_the_trained_one_and_exports_merged(stopped, tiny_llama, tmp_path):
@@ -83,6 +103,17 @@ def test_the_loaded_adapter_is_the_trained_one_and_exports_merged(stopped, tiny_
     np.testing.assert_array_equal(model.without_adapter().logits(IDS), base.logits(IDS))
     model.save_pretrained(tmp_path / "out")
     np.testing.assert_allclose(load_pretrained(tmp_path / "out").logits(IDS), logits, atol=1e-3)
+
+
+def test_what_a_run_made_can_be_quantized(stopped, tmp_path):
+    """As what it exports, and only once."""
+    options = {"quantize": "nf4", "quantize_group": 16}
+    load_pretrained(stopped[0]).save_pretrained(tmp_path / "out", dtype="float32")
+    model = load_pretrained(stopped[0], **options)
+    expected = load_pretrained(tmp_path / "out", **options).logits(IDS)
+    np.testing.assert_allclose(model.logits(IDS), expected, atol=2e-4)
+    assert float(np.abs(expected - load_pretrained(stopped[0]).logits(IDS)).max()) > 0.02
+    assert model.structure.adapter is None
 
 
 def test_virtual_tokens_that_leave_no_room_are_named(tiny_llama):
