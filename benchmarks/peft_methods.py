@@ -80,6 +80,7 @@ def measured(model: ModelConfig, peft: PeftConfig, rounds: int) -> dict[str, Any
     base = load_pretrained(
         model.path, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat
     )
+    base = base.with_new_tokens(model.new_tokens)
     batch = random_batch(base.structure.config.vocab_size)
     shapes = param_shapes(base.structure.config)
     step = Step(base.adapt(peft), batch)

@@ -26,7 +26,7 @@ from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import tensor_sites
 from ift_jax.peft.virtual import fitted
 from ift_jax.sharding import param_shardings
-from ift_jax.vocabulary import extended_tokenizer, grown_size, grown_table
+from ift_jax.vocabulary import extended_tokenizer, grown_size, grown_table, unknown
 
 if TYPE_CHECKING:
     from ift_jax.evaluation.sampling import Sampling
@@ -276,40 +276,55 @@ class LanguageModel:
         if is_workdir(path):
             from ift_jax.config import read_run_config
 
-            known = self.tokenizer.get_vocab()  # type: ignore[union-attr]
-            texts = read_run_config(path).model.new_tokens
-            return adapters.NewTokens(tuple(text for text in texts if text not in known))
+            return adapters.NewTokens(read_run_config(path).model.new_tokens)
         return adapters.new_tokens(path, len(self.tokenizer), self._host())  # type: ignore[arg-type]
 
     def with_new_tokens(self, tokens: Sequence[str], *, num_rows: int = 0) -> "LanguageModel":
-        """The model with more tokens; itself for none. See `vocabulary.extended_tokenizer`.
+        """The model with more tokens; itself where it has them all.
 
-        Embedding and output matrix get rows for them, or they take rows that no token had.
+        Embedding and output matrix get rows for them, or they take rows that no token had; see
+        `vocabulary`.
 
         Args:
             num_rows: of the tables then; default: see `vocabulary.grown_size`.
 
         Raises:
-            InputError: for a text that is a token already, and if the model has an adapter.
+            InputError: for texts that cannot be tokens, if the model has an adapter, and for
+                tables that would shrink, or not divide over the mesh.
         """
         if not tokens:
             return self
+        tokenizer = extended_tokenizer(self.tokenizer, tokens)
+        added = unknown(self.tokenizer, tokens)
+        if not added:
+            return self
         if self.structure.adapter is not None:
             raise InputError("new_tokens: the model has an adapter; they come before it")
-        tokenizer = extended_tokenizer(self.tokenizer, tokens)
         config = self.structure.config
-        size = num_rows or grown_size(config.vocab_size, len(tokenizer))
-        ids = tokenizer.convert_tokens_to_ids(list(tokens))
+        ids = tokenizer.convert_tokens_to_ids(list(added))
+        size = num_rows or grown_size(config.vocab_size, max(ids) + 1)
+        if size < config.vocab_size:
+            raise InputError(
+                f"new_tokens: tables of {size} rows are asked for, and the model has "
+                f"{config.vocab_size}"
+            )
+        grown = dataclasses.replace(config, vocab_size=size)
+        names = [name for name in ("embedding", "output") if name in self.params]
+        mesh = getattr(self.params["embedding"].sharding, "mesh", None)
+        where = {name: self.params[name].sharding for name in names}
+        if mesh is not None:
+            axes, shapes = decoder.param_axes(grown), decoder.param_shapes(grown)
+            where = param_shardings(
+                mesh, *({name: tree[name] for name in names} for tree in (axes, shapes))
+            )
+        num_known = len(self.tokenizer)  # type: ignore[arg-type]
         tables = {
-            name: grown_table(self.params[name], size, len(self.tokenizer), ids)  # type: ignore[arg-type]
-            for name in ("embedding", "output")
-            if name in self.params
+            name: grown_table(self.params[name], size, num_known, ids, where[name])
+            for name in names
         }
         return dataclasses.replace(
             self,
-            structure=decoder.build(
-                dataclasses.replace(config, vocab_size=size), self.structure.compute
-            ),
+            structure=decoder.build(grown, self.structure.compute),
             params={**self.params, **tables},
             tokenizer=tokenizer,
             hf_config={**self.hf_config, "vocab_size": size},
@@ -337,7 +352,7 @@ class LanguageModel:
         weights: Sequence[float],
         combination: mixing.Combination = "cat",
     ) -> "LanguageModel":
-        """Puts the weighted sum of LoRA adapters beside the weights; see `mixing.weighted`.
+        """Puts the weighted sum of adapters beside the weights; see `mixing.weighted`.
 
         In place, and the model is returned.
         """
@@ -435,8 +450,12 @@ class LanguageModel:
         merged = self.merged()
         if self.structure.adapter is not None:
             base = self.without_adapter()
-            models = [(model.structure, model.params) for model in (base, self, merged)]
-            merging.check(*models, dtype)
+            merging.check(
+                (base.structure, base.params),
+                (self.structure, self.params),
+                (merged.structure, merged.params),
+                dtype,
+            )
         return merged
 
     def unmerged(self, path: str | Path) -> "LanguageModel":

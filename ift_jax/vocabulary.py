@@ -26,24 +26,27 @@ def check_new_tokens(tokens: Sequence[str], where: str) -> None:
 def extended_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> Any:
     """A copy to which each of these texts is one token, wherever it stands.
 
-    They get the numbers behind the last token, in this order. They are not special: they are
-    generated, shown and trained as any other.
+    Those that are not tokens yet get the numbers behind the last one, in this order. They are not
+    special: they are generated, shown and trained as any other.
 
     Raises:
-        InputError: for a text that is a token already.
+        InputError: without a tokenizer, and for texts that cannot be tokens.
     """
     if tokenizer is None:
         raise InputError("new_tokens: this model's folder has no tokenizer")
     check_new_tokens(tokens, "new_tokens")
-    known = tokenizer.get_vocab()
-    for token in tokens:
-        if token in known:
-            raise InputError(f"new_tokens: {token!r} is a token of this model already")
     from tokenizers import AddedToken
 
     extended = copy.deepcopy(tokenizer)
-    extended.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    added = unknown(tokenizer, tokens)
+    extended.add_tokens([AddedToken(token, normalized=False) for token in added])
     return extended
+
+
+def unknown(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
+    """Those of the texts that are no token."""
+    known = tokenizer.get_vocab()
+    return tuple(token for token in tokens if token not in known)
 
 
 def grown_size(size: int, num_tokens: int) -> int:
@@ -57,9 +60,9 @@ def grown_size(size: int, num_tokens: int) -> int:
 
 
 def grown_table(
-    table: Float[Array, "V D"], size: int, num_known: int, ids: Sequence[int]
+    table: Float[Array, "V D"], size: int, num_known: int, ids: Sequence[int], where: Any
 ) -> Float[Array, "W D"]:
-    """The table with rows for new tokens, placed as it was.
+    """The table with rows for new tokens.
 
     New rows, and those behind them, are the mean of the known tokens' rows: in the output matrix
     that makes a new token about as likely as a typical one, where a random row could be anything
@@ -69,10 +72,10 @@ def grown_table(
         size: W, rows of the result.
         num_known: how many tokens had a row that was trained.
         ids: the new tokens, which may have had spare rows.
+        where: the sharding of the result.
     """
-    return jax.jit(_grown, static_argnums=(1, 2, 3), out_shardings=table.sharding)(
-        table, size, num_known, tuple(ids)
-    )
+    grow = jax.jit(_grown, static_argnums=(1, 2, 3), out_shardings=where)
+    return grow(table, size, num_known, tuple(ids))
 
 
 def _grown(table: Array, size: int, num_known: int, ids: tuple[int, ...]) -> Array:

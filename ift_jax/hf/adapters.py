@@ -80,20 +80,34 @@ class NewTokens(NamedTuple):
 
 
 def new_tokens(path: Path, num_tokens: int, host: Host) -> NewTokens:
-    """Of a folder's tokens those beyond the first `num_tokens`, where it brings rows of theirs."""
+    """What a folder brings rows of that a model of `num_tokens` tokens does not have.
+
+    Raises:
+        InputError: where its tokenizer does not number them on from those.
+    """
     config = path / _CONFIG
-    fields = folder.read_json(config) if config.exists() else {}
-    if not (fields.get("trainable_token_indices") or fields.get("modules_to_save")):
+    if not config.exists() or not (path / _WEIGHTS).exists():
+        return NewTokens(())
+    stored = folder.open_file(path / _WEIGHTS)
+    tables = [site for site in host.tensors if is_table(site)]
+    names = [f"{PREFIX}{site.name}.weight" for site in tables]
+    num_rows = max((stored[name].shape[0] for name in names if name in stored), default=0)
+    asked = folder.read_json(config).get("trainable_token_indices") or []
+    lists = asked.values() if isinstance(asked, dict) else [asked]
+    ids = [i for one in lists if isinstance(one, list) for i in one if isinstance(i, int)]
+    if num_rows <= tables[0].out_shape[0] and max(ids, default=0) < num_tokens:
         return NewTokens(())
     tokenizer = folder.read_tokenizer(path)
-    if tokenizer is None or not (path / _WEIGHTS).exists():
+    if tokenizer is None:
         return NewTokens(())
     more = sorted((number, text) for text, number in tokenizer.get_vocab().items()
                   if number >= num_tokens)  # fmt: skip
-    stored = folder.open_file(path / _WEIGHTS)
-    names = [f"{PREFIX}{site.name}.weight" for site in host.tensors if is_table(site)]
-    sizes = [stored[name].shape[0] for name in names if name in stored]
-    return NewTokens(tuple(text for _, text in more), max(sizes, default=0))
+    if [number for number, _ in more] != [*range(num_tokens, num_tokens + len(more))]:
+        raise InputError(
+            f"{path}: its tokenizer has tokens {[n for n, _ in more]} beyond the model's "
+            f"{num_tokens}; expected numbers without gaps"
+        )
+    return NewTokens(tuple(text for _, text in more), num_rows)
 
 
 def write_adapter(
@@ -159,4 +173,7 @@ def _fill(wanted: Iterable[Entry], tensors: Mapping[str, StoredTensor], file: Pa
             raise InputError(f"{file}: {name} differs from the embedding, to which it is tied here")
         used.add(name)
     for name in sorted(set(tensors) - used):
-        raise InputError(f"{file}: the tensor {name} is not part of this adapter")
+        tables = ("embed_tokens", "lm_head")
+        resized = "; of a base with more tokens, save it with save_embedding_layers=False"
+        why = resized if any(part in tables for part in name.split(".")) else ""
+        raise InputError(f"{file}: the tensor {name} is not part of this adapter{why}")

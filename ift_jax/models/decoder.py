@@ -51,8 +51,9 @@ class DecoderConfig:
 class Compute:
     """How a run computes; the checkpoint does not know of it.
 
-    `remat` says what the backward pass finds stored: "none" recomputes nothing, "dots"
-    keeps matrix-multiply outputs and recomputes the rest, "full" keeps layer inputs only.
+    `remat` says what the backward pass finds stored: "none" recomputes nothing but weights in
+    another dtype or with a trained part in their place, "dots" keeps matrix-multiply outputs
+    and recomputes the rest, "full" keeps layer inputs only.
     """
 
     dtype: str = "float32"
@@ -149,12 +150,13 @@ class Layer(nnx.Module):
     """All layers, stacked along a leading axis; inside the scan it is one of them.
 
     `adapter` and its arrays are put there by `Structure.merge`; `adapter_shared` are those
-    that all layers read alike.
+    that all layers read alike. `keeps_all` says that remat is "none".
     """
 
     adapter: Adapter | None = None
     adapter_arrays: Params
     adapter_shared: Params
+    keeps_all = False
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         norm = ((c.num_layers, c.width), ("layers", "norm"), dtype)
@@ -177,10 +179,12 @@ class Layer(nnx.Module):
             shared = self.adapter_shared
             return adapter.linear(f"layers.{path}", x, weight, num_in, arrays, shared)
 
+        # What would be kept for the backward pass, layer by layer, of weights that are made for a
+        # product would be a copy of the model.
         if isinstance(stored, Quantized):
-            # The backward pass dequantizes anew: float weights kept for it, layer by layer,
-            # would be the very copy that quantizing is to avoid.
-            apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.nothing_saveable)
+            apply = jax.checkpoint(apply, policy=_POLICIES.nothing_saveable)
+        elif self.keeps_all and (stored.dtype != x.dtype or (adapter and adapter.parts)):
+            apply = jax.checkpoint(apply, policy=_PRODUCTS, prevent_cse=False)
         return apply(x, stored, None if adapter is None else self.adapter_arrays)
 
     def qkv(
@@ -269,7 +273,7 @@ class Decoder(nnx.Module):
             return (constrain(x, "rows", None, None), beginning), None
 
         start = (x, None if shared is None else shared[0])
-        (x, _), _ = jax.lax.scan(_remat(body, self.compute), start, (stacked, self.virtual))
+        (x, _), _ = jax.lax.scan(_remat(body, self.compute.remat), start, (stacked, self.virtual))
         return self._leave(x)
 
     def score_states(
@@ -383,7 +387,7 @@ class Decoder(nnx.Module):
             q, k, v = layer.qkv(x, cos, sin)
             return layer.finish(x, attend(q, k, v, mask)), (k[0], v[0])
 
-        _, (k, v) = jax.lax.scan(_remat(body, self.compute), x, stacked)
+        _, (k, v) = jax.lax.scan(_remat(body, self.compute.remat), x, stacked)
         return Virtual(k, v)
 
     def _stacked(self) -> tuple[Callable[[Any], Layer], Any]:
@@ -392,6 +396,7 @@ class Decoder(nnx.Module):
 
         def layer_of(state: Any) -> Layer:
             layer = nnx.merge(graph, state)
+            layer.keeps_all = self.compute.remat == "none"
             if layer.adapter is not None:
                 layer.adapter_shared = nnx.data(self.adapter_shared)
             return layer
@@ -430,24 +435,18 @@ def _joined(virtual: Virtual | None, *more: Seen | None) -> Seen | None:
     return k, v, valid
 
 
-def _remat(body: Any, compute: Compute) -> Any:
-    if compute.remat == "none" and compute.dtype == "float32":
+_POLICIES = jax.checkpoint_policies
+_PRODUCTS = _POLICIES.save_from_both_policies(
+    _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(STORED)
+)
+
+
+def _remat(body: Any, remat: Remat) -> Any:
+    if remat == "none":
         return body
-    policies = jax.checkpoint_policies
-    policy = {
-        "none": _all_but_casts,
-        "dots": policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(STORED)
-        ),
-        "full": policies.nothing_saveable,
-    }[compute.remat]
+    policy = {"dots": _PRODUCTS, "full": _POLICIES.nothing_saveable}[remat]
     # The scan itself keeps the recomputation apart, so no barrier against merging is needed.
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
-
-
-def _all_but_casts(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps what is computed, but no weight in another dtype: that would be a copy of the model."""
-    return primitive.name != "convert_element_type"
 
 
 class Structure(NamedTuple):

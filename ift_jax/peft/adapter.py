@@ -26,7 +26,7 @@ from ift_jax.errors import InputError
 from ift_jax.models.quantization import Quantized
 from ift_jax.peft import bitfit, bottleneck, dora, ia3, lora, vera, virtual, whole
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.method import Linear, Method
+from ift_jax.peft.method import Linear, Method, many_rows
 from ift_jax.peft.sites import Site, selected
 from ift_jax.peft.whole import Rows
 
@@ -268,7 +268,8 @@ class Adapter:
             for site in self.parts
             if site.path == path
         ]
-        for part in parts:
+        many = many_rows(x, weight, num_in)
+        for part in parts if many else ():
             weight = part.placed(weight)
         sites = [site for site in self.sites if site.path == path]
         if sites:
@@ -285,7 +286,7 @@ class Adapter:
         else:
             y = jnp.tensordot(x, weight, num_in)
         for part in parts:
-            y = part.with_gradient(y, x, num_in)
+            y = part.with_gradient(y, x, num_in) if many else part.product(y, x, num_in)
         return y
 
     def merged(self, params: Tree) -> Tree:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ift_jax.errors import InputError
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.method import Arrays, Linear, Method, dropped, stored, uniform
+from ift_jax.peft.method import Arrays, Linear, Method, dropped, many_rows, stored, uniform
 from ift_jax.peft.sites import Cut, Shapes, Site, padded, taken
 
 
@@ -72,9 +72,7 @@ def linear(at: Linear, config: PeftConfig) -> Array:
     """
     x, num_in = at.x, at.num_in
     dropout = config.dropout if at.key is not None else 0.0
-    inputs, outputs = math.prod(at.weight.shape[:num_in]), math.prod(at.out_shape)
-    rows = x.size // inputs
-    many = rows * (inputs + outputs) > inputs * outputs
+    many = many_rows(x, at.weight, num_in)
     by_row = "rows" in at.arrays[0]
     if x.dtype == jnp.float32 and many and not dropout and not by_row:
         a, b = (tuple(arrays[name] for arrays in at.arrays) for name in ("a", "b"))

@@ -1,5 +1,6 @@
 """What a method that changes linear layers consists of, and pieces that several use."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,6 +93,13 @@ def stored(x: Array) -> Array:
     look, and what takes products as large as a weight to compute.
     """
     return checkpoint_name(x, STORED)
+
+
+def many_rows(x: Array, weight: Array, num_in: int) -> bool:
+    """Whether x has so many rows that a pass over the weight costs little beside the product."""
+    inputs = math.prod(weight.shape[:num_in])
+    outputs = math.prod(weight.shape[num_in:])
+    return (x.size // inputs) * (inputs + outputs) > inputs * outputs
 
 
 def dropped(x: Array, rate: float, key: Array | None, number: int) -> Array:

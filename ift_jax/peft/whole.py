@@ -1,6 +1,6 @@
 """Weights trained whole: selective tuning, norm tuning, and what is trained beside an adapter.
 
-They are trained in float32 and stand in for the base's own, which stay frozen and unread. Of
+They are trained in float32 and stand in for the base's own, which stay frozen. Of
 embedding and output matrix, it can be the rows of a few tokens alone.
 """
 
@@ -72,7 +72,8 @@ class Part(NamedTuple):
     """One layer's trained weights that are not all of an array, in place of its own.
 
     Were they written into the array, its gradient would be formed: of all its outputs, and of the
-    layers that are not trained.
+    layers that are not trained. Few rows, as in decoding, take their product beside the array's,
+    for which no weights are copied.
 
     Attributes:
         cuts: their part of the array's output axes.
@@ -90,6 +91,13 @@ class Part(NamedTuple):
         if self.on is not None:
             own = jnp.where(self.on, own, taken(weight, self.cuts))
         return replaced(weight, own, self.cuts)
+
+    def product(self, y: Array, x: Array, num_in: int) -> Array:
+        """y, which is x times the array, with x times the trained values in their place."""
+        own = jnp.tensordot(x, self.trained.astype(x.dtype), num_in)
+        if self.on is not None:
+            own = jnp.where(self.on, own, taken(y, self.cuts))
+        return replaced(y, own, self.cuts)
 
     def with_gradient(self, y: Array, x: Array, num_in: int) -> Array:
         """y itself, which is x times `placed`; its gradient goes on to the trained values."""

@@ -22,7 +22,7 @@ from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
-from ift_jax.pretrained import load_pretrained
+from ift_jax.pretrained import load_chat, load_pretrained
 from ift_jax.report.page import leave_report
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
@@ -30,6 +30,7 @@ from ift_jax.train.fisher import fisher_examples
 from ift_jax.train.loop import fit
 from ift_jax.train.selection import Chosen
 from ift_jax.train.validation import Plan, plan_validation
+from ift_jax.vocabulary import unknown
 
 
 def train(config: RunConfig, workdir: str | Path) -> list[Row]:
@@ -238,17 +239,21 @@ def _check_batch(config: RunConfig, mesh: Mesh) -> None:
 
 def _check_new_tokens(config: RunConfig, model: LanguageModel) -> None:
     """Raises InputError where an adapter leaves rows of new tokens at their start."""
-    adapter = model.structure.adapter
-    if adapter is None or "embedding" in {site.path for site in adapter.whole}:
+    if config.peft.method == "none" or not config.model.new_tokens:
         return
-    trained = {token for rows in adapter.rows for token in rows.ids}
-    for token in config.model.new_tokens:
-        if model.tokenizer.convert_tokens_to_ids(token) not in trained:  # type: ignore[union-attr]
-            raise InputError(
-                f"config.model.new_tokens: config.peft does not train {token!r}; name it in "
-                "config.peft.token_rows (lora, dora), or embed_tokens in "
-                "config.peft.modules_to_save"
-            )
+    adapter = model.structure.adapter or model.adapter_for(config.peft)
+    whole = {site.path for site in adapter.whole}
+    rows = {row.path: {*row.ids} for row in adapter.rows}
+    tokenizer = load_chat(config.model.path).tokenizer
+    for table in {"embedding", "output"} & {*model.params} - whole:
+        for token in unknown(tokenizer, config.model.new_tokens):
+            number = model.tokenizer.convert_tokens_to_ids(token)  # type: ignore[union-attr]
+            if number not in rows.get(table, ()):
+                raise InputError(
+                    f"config.model.new_tokens: config.peft does not train {token!r} in the "
+                    f"model's {table}; name it in config.peft.token_rows (lora, dora), or the "
+                    "tables in config.peft.modules_to_save (embed_tokens, lm_head)"
+                )
 
 
 def _check_frozen(config: RunConfig) -> None:

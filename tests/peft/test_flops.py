@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_study import benchmark
 
 from ift_jax.hf.families import LLAMA, weight_rows
 from ift_jax.hf.weights import flat_paths
@@ -15,6 +14,7 @@ from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import tensor_sites
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
 from ift_jax.train.step import Constants, init_state, make_step
+from scripts import benchmark
 
 CONFIG = DecoderConfig(
     vocab_size=64, width=256, mlp_width=768, num_layers=3, num_heads=4, num_kv_heads=2,

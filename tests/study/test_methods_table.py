@@ -5,7 +5,6 @@ from itertools import pairwise
 from typing import get_args
 
 import pytest
-from tiny_study import benchmark
 
 from ift_jax.commands.config_flag import config_file
 from ift_jax.config import RunConfig, build_run_config
@@ -13,6 +12,7 @@ from ift_jax.errors import InputError
 from ift_jax.peft.config import Method
 from ift_jax.study.outcome import reference_run
 from ift_jax.study.plan import make_plan, scored_tasks
+from scripts import benchmark
 
 
 def shipped(name: str) -> RunConfig:

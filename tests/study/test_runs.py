@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_study import benchmark, study_tree, write_files
+from tiny_study import study_tree, write_files
 from transformers import AutoModelForCausalLM
 
 from ift_jax.checkpoint import Checkpoints
@@ -22,6 +22,7 @@ from ift_jax.sharding import make_mesh
 from ift_jax.study import runs
 from ift_jax.study.plan import make_plan
 from ift_jax.study.runs import study
+from scripts import benchmark
 
 PARTS = [
     "baselines", "base-0-shots", "base-2-shots", "first-seed0", "single-seed0",

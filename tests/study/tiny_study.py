@@ -1,12 +1,7 @@
 """A study that runs in seconds: a tiny model, two tasks in small files; and what reads studies."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
-
-from conftest import ROOT
 
 TEMPLATES = """
 templates:
@@ -19,14 +14,6 @@ templates:
     jinja: "What is it about? {{ text }} ||| {{ topic }}"
     answer_choices: tea ||| rain
 """
-
-
-def benchmark(name: str) -> ModuleType:
-    """A script of benchmarks/, which imports its neighbours by their names."""
-    folder = str(ROOT / "benchmarks")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module(name)
 
 
 def write_files(folder: Path) -> None:
