@@ -309,7 +309,7 @@ class LanguageModel:
                 f"{config.vocab_size}"
             )
         grown = dataclasses.replace(config, vocab_size=size)
-        names = [name for name in ("embedding", "output") if name in self.params]
+        names: list[str] = [name for name in ("embedding", "output") if name in self.params]
         mesh = getattr(self.params["embedding"].sharding, "mesh", None)
         where = {name: self.params[name].sharding for name in names}
         if mesh is not None:

@@ -136,12 +136,11 @@ def test_a_whole_table_that_peft_trained_with_more_tokens_loads(folder, tmp_path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(list(TOKENS))
     reference = torch_model(folder)
-    tables = (
-        ["embed_tokens"] if reference.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
-    )
-    config = peft.LoraConfig(ensure_weight_tying=tied,
-        r=2, target_modules=["q_proj"], modules_to_save=tables,
-                             init_lora_weights=False)  # fmt: skip
+    tied = reference.config.tie_word_embeddings
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], init_lora_weights=False, ensure_weight_tying=tied,
+        modules_to_save=["embed_tokens"] if tied else ["embed_tokens", "lm_head"],
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference.resize_token_embeddings(len(tokenizer))

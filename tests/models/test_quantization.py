@@ -246,7 +246,8 @@ def test_full_tuning_of_quantized_weights_is_refused(tiny_llama, tmp_path):
         load_pretrained(tiny_llama, quantize_group=0)
 
 
-def test_a_step_has_the_memory_of_one_on_float_weights_less_the_weights():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_has_the_memory_of_one_on_float_weights_less_the_weights(dtype):
     """Remat "none" keeps what the backward pass reads; dequantized weights are not among it."""
     config = decoder.DecoderConfig(
         vocab_size=16, width=64, mlp_width=256, num_layers=8, num_heads=4, num_kv_heads=4,
@@ -257,7 +258,9 @@ def test_a_step_has_the_memory_of_one_on_float_weights_less_the_weights():
     axes = flat_paths(decoder.param_axes(config), lambda x: isinstance(x, tuple))
     tensors = tensor_sites(LLAMA.rows, flat, axes)
     adapter = Adapter.of(PeftConfig(method="lora", rank=2), tensors, (8, 64, 4, 16))
-    structure = decoder.build(config, decoder.Compute(remat="none"))._replace(adapter=adapter)
+    structure = decoder.build(config, decoder.Compute(dtype=dtype, remat="none"))._replace(
+        adapter=adapter
+    )
     ones = jnp.ones((1, 96), jnp.int32)
 
     def bytes_of(params):

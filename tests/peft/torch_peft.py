@@ -108,7 +108,7 @@ def assert_parity(
         for name, parameter in parameters.items():
             theirs = parameter.grad.numpy()
             scale = float(np.abs(theirs).max())
-            clear[name] &= (theirs == 0) | (np.abs(theirs) > 1e-3 * scale)
+            clear[name] &= (theirs == 0) | (np.abs(theirs) > 1e-4 * scale)
             if number == 0:
                 assert scale > 0, name
                 np.testing.assert_allclose(
@@ -119,7 +119,7 @@ def assert_parity(
     for name, parameter in parameters.items():
         # Where a gradient is nearly zero, Adam turns its rounding into a whole step.
         at, theirs = clear[name], parameter.detach().numpy()
-        assert at.mean() > 0.9, name
+        assert at.mean() > 0.85, name
         np.testing.assert_allclose(
             ours.after[name][at], theirs[at], rtol=1e-3, atol=0.03 * RATE, err_msg=name
         )
