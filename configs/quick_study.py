@@ -58,7 +58,8 @@ def get_config():
     config.data.row_length = 232
     config.train.batch_size = 4
     config.train.eval_metrics = ("loss",)
-    config.train.num_samples = 0
+    config.train.eval_every = 30
+    config.train.num_samples = 4
     config.optimizer.peak_lr = 1e-4
     config.evaluation.shots = (0, 5)
     config.study.runs = (

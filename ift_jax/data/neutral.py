@@ -15,7 +15,6 @@ from ift_jax.data.sources import Record, read_records
 from ift_jax.errors import InputError
 
 MAX_RECORDS = 20_000  # read of a source: more would not make a mean much surer
-_COLUMNS = ("text", "review_body")  # what "" looks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +23,14 @@ class NeutralConfig:
 
     Attributes:
         source: a text file with a text a line, or any other source that `data` reads.
-        column: the field that holds the text; "" takes "text", or the embedded reviews' own.
+        column: the field that holds the text.
         num_texts: how many measure the KL divergence from the base, 0 for none; the others are
             those that `remedies.text_kl_weight` trains on.
         max_tokens: of a text; what is behind them is cut off.
     """
 
-    source: str | tuple[str, ...] = "embedded:reviews"
-    column: str = ""
+    source: str | tuple[str, ...] = "embedded:notes"
+    column: str = "text"
     num_texts: int = 32
     max_tokens: int = 128
 
@@ -84,15 +83,14 @@ def neutral_texts(config: NeutralConfig, chat: Chat) -> NeutralTexts:
 
 
 def _read(config: NeutralConfig) -> list[str]:
-    wanted = (config.column,) if config.column else _COLUMNS
     found: dict[bytes, str] = {}
     for row in islice(read_records(config.source), MAX_RECORDS):
         if not isinstance(row, Record):
             continue
-        text = next((row.fields[name] for name in wanted if name in row.fields), None)
+        text = row.fields.get(config.column)
         if not isinstance(text, str):
             raise InputError(
-                f"config.neutral.column: {row.origin} has no text in {' or '.join(wanted)}; there "
+                f"config.neutral.column: {row.origin} has no text in {config.column!r}; there "
                 f"are {', '.join(row.fields)}"
             )
         if text.strip():

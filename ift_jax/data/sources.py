@@ -71,8 +71,8 @@ def read_records(
 
     Args:
         source: A path, a glob (its files in sorted order; `**` for any depth),
-            "embedded:reviews", "embedded:names", "hub:owner/name", or a list of these. Files may
-            be compressed: .gz, .zst, .bz2, .xz.
+            "embedded:reviews", "embedded:names", "embedded:notes", "hub:owner/name", or a list of
+            these. Files may be compressed: .gz, .zst, .bz2, .xz.
         encoding: Of text files; a byte order mark is dropped.
         file_format: One of FILE_FORMATS where the extension does not say it. "conll" is a token
             a line with its tags; "parallel" takes line-aligned files, one for each of `columns`.
@@ -241,9 +241,14 @@ def _not_empty(name: str, rows: Rows) -> Rows:
 
 def _embedded(name: str) -> Rows:
     from ift_jax.data.embedded_names import embedded_names
+    from ift_jax.data.embedded_notes import embedded_notes
     from ift_jax.data.embedded_reviews import embedded_reviews
 
-    known = {"embedded:reviews": embedded_reviews, "embedded:names": embedded_names}
+    known = {
+        "embedded:reviews": embedded_reviews,
+        "embedded:names": embedded_names,
+        "embedded:notes": embedded_notes,
+    }
     if name not in known:
         raise InputError(f"{name}: no such embedded data set; there are {', '.join(known)}")
     for number, fields in enumerate(known[name](), 1):

@@ -1,13 +1,15 @@
 """What can be scored without a model: the most frequent answer, a copy of the input, chance."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
 from ift_jax.evaluation.frames import template_frames, without_frame
 from ift_jax.evaluation.intervals import Score
-from ift_jax.evaluation.metrics import METRICS, score
+from ift_jax.evaluation.metrics import METRICS, item_counts, score
 from ift_jax.evaluation.predictions import Prediction
 
 # A fixed answer has no likelihood to divide or calibrate: it scores the same under all three.
@@ -18,7 +20,8 @@ _BY_LABEL = {
     "macro_f1": "macro_f1",
     "mcc": "mcc",
 }
-_BY_CHANCE = ("accuracy", "accuracy_mean", "accuracy_calibrated")
+_BY_CHANCE = ("accuracy", "accuracy_mean", "accuracy_calibrated", "exact_match")
+_DRAWS = 200  # of answers at random, where what they score on average has no simple formula
 
 Named = list[tuple[str, Score]]
 
@@ -36,11 +39,11 @@ def majority_scores(
     train = task.splits["train"]
     if not train:
         return []
-    overall = most_frequent([e.completion for e in train])
-    by_template: dict[str, list[str]] = {}
+    by_template: dict[str, Counter[str]] = defaultdict(Counter)
     for example in train:
-        by_template.setdefault(example.template, []).append(example.completion)
-    best = {template: most_frequent(answers) for template, answers in by_template.items()}
+        by_template[example.template][example.completion] += 1
+    overall = most_frequent(sum(by_template.values(), Counter()))
+    best = {template: most_frequent(counts) for template, counts in by_template.items()}
     given = [best.get(e.template, overall) for e in items]
     predictions = [
         Prediction(e.completion, ranked=g, generated=g, references=r)
@@ -50,14 +53,13 @@ def majority_scores(
     return [(metric, score(same, [predictions])) for metric, same in used]
 
 
-def most_frequent(answers: Sequence[str]) -> str:
+def most_frequent(counts: Mapping[str, int]) -> str:
     """The answer that occurs most often; of several, the first in alphabetical order.
 
     Example:
-        >>> most_frequent(["b", "a", "b", "a", "c"])
+        >>> most_frequent(Counter(["b", "a", "b", "a", "c"]))
         'a'
     """
-    counts = Counter(answers)
     return max(sorted(counts), key=counts.__getitem__)
 
 
@@ -88,7 +90,26 @@ def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
     if not all(e.choices for e in items):
         return []
     value = sum((e.completion in e.choices) / len(e.choices) for e in items) / len(items)
-    return [(metric, Score(value, value, value)) for metric in metrics if metric in _BY_CHANCE]
+    found = {metric: value for metric in metrics if metric in _BY_CHANCE}
+    drawn = [metric for metric in metrics if metric in ("macro_f1", "mcc")]
+    if drawn:
+        generator = np.random.default_rng(0)
+        ranks = [generator.integers(0, len(e.choices), _DRAWS) for e in items]
+        for metric in drawn:
+            runs = [
+                [
+                    Prediction(e.completion, ranked=e.choices[rank[n]])
+                    for e, rank in zip(items, ranks, strict=True)
+                ]
+                for n in range(_DRAWS)
+            ]
+            counts = item_counts(METRICS[metric].items, runs)
+            found[metric] = float(METRICS[metric].value(counts.sum(axis=1)).mean())
+    return [
+        (metric, Score(found[metric], found[metric], found[metric]))
+        for metric in metrics
+        if metric in found
+    ]
 
 
 def _generates(metric: str) -> bool:

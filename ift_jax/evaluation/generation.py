@@ -1,5 +1,7 @@
 """Generation: prefill and decode with a key/value cache, on the device until all rows ended."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -47,7 +49,8 @@ def generate(
     """The new tokens of each prompt, without the end token.
 
     The beginning that all prompts share is computed once. A row's tokens do not depend on
-    the other rows: padding is masked, and samples are keyed by the prompt's number.
+    the other rows: padding is masked, and samples are keyed by the prompt itself, see
+    `sample_keys`.
 
     Args:
         ended: asked now and then whether a row that has these tokens needs no more. It may
@@ -63,8 +66,9 @@ def generate(
     prefix = compute_prefix(structure, params, prompts[0][:shared]) if shared else None
     outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(prompts)
     rests = [len(prompt) - shared for prompt in prompts]
+    keys = sample_keys(prompts)
     for group in groups(rests, row_shards(mesh), decoded=True):
-        batch = _Batch.of(structure, prompts, shared, group, sampling, mesh)
+        batch = _Batch.of(structure, prompts, keys, shared, group, sampling, mesh)
         own = with_adapter_rows(params, adapter_rows, group, mesh)
         every = CHECK_EVERY if ended else sampling.max_new_tokens
         waiting = set(range(len(group.members)))
@@ -95,7 +99,7 @@ def generate_one(
     """
     _check(structure, [prompt], sampling)
     [group] = groups([len(prompt)], row_shards(mesh), decoded=True)
-    batch = _Batch.of(structure, [prompt], 0, group, sampling, mesh)
+    batch = _Batch.of(structure, [prompt], sample_keys([prompt]), 0, group, sampling, mesh)
     own = with_adapter_rows(params, adapter_rows, group, mesh)
     for new in _decoded(structure, own, None, batch, sampling, stop_ids, STREAM_EVERY):
         yield _before_end(new[0], stop_ids)
@@ -113,6 +117,27 @@ def _check(structure: Structure, prompts: Sequence[Tokens], sampling: Sampling) 
             )
 
 
+def sample_keys(prompts: Sequence[Tokens]) -> NDArray[np.uint32]:
+    """What the samples of each prompt are keyed by beside the seed: its tokens, and how many
+    equal prompts stand before it; so other prompts beside it change nothing.
+
+    Example:
+        >>> a, b = np.array([1, 2], np.int32), np.array([3], np.int32)
+        >>> (sample_keys([a, b])[::-1] == sample_keys([b, a])).all()
+        np.True_
+        >>> len({int(key) for key in sample_keys([a, a, a])})
+        3
+    """
+    before: Counter[bytes] = Counter()
+    keys = np.zeros(len(prompts), np.uint32)
+    for number, prompt in enumerate(prompts):
+        text = np.asarray(prompt, np.int32).tobytes()
+        digest = hashlib.blake2b(text, digest_size=4, salt=before[text].to_bytes(8, "little"))
+        keys[number] = int.from_bytes(digest.digest(), "little")
+        before[text] += 1
+    return keys
+
+
 def _before_end(tokens: Tokens, stop_ids: Sequence[int]) -> Tokens:
     ends = np.flatnonzero(np.isin(tokens, list(stop_ids)))
     return tokens[: ends[0]] if len(ends) else tokens
@@ -124,7 +149,7 @@ class _Batch(NamedTuple):
     Attributes:
         tokens: what stands behind the shared beginning.
         lengths: their numbers.
-        keys: random keys, of the prompts' numbers.
+        keys: random keys of the prompts.
         seen: whether a prompt holds a token; None where nothing asks.
         real: as in `Decoder.score_states`.
     """
@@ -139,18 +164,19 @@ class _Batch(NamedTuple):
     def of(
         structure: Structure,
         prompts: Sequence[Tokens],
+        keys: NDArray[np.uint32],
         shared: int,
         group: Group,
         sampling: Sampling,
         mesh: Mesh | None,
     ) -> "_Batch":
         tokens = np.zeros((group.rows, group.length), np.int32)
-        lengths, numbers = np.zeros((2, group.rows), np.int32)
+        lengths, own = np.zeros(group.rows, np.int32), np.zeros(group.rows, np.uint32)
         penalized = sampling.repetition_penalty != 1
         seen = np.zeros((group.rows, structure.config.vocab_size if penalized else 0), bool)
         for row, number in enumerate(group.members):
             prompt = prompts[number]
-            lengths[row], numbers[row] = len(prompt) - shared, number
+            lengths[row], own[row] = len(prompt) - shared, keys[number]
             tokens[row, : lengths[row]] = prompt[shared:]
             if penalized:
                 seen[row, prompt] = True
@@ -159,7 +185,7 @@ class _Batch(NamedTuple):
         return _Batch(
             place_rows(mesh, tokens),
             place_rows(mesh, lengths),
-            jax.vmap(partial(jax.random.fold_in, key))(place_rows(mesh, numbers)),
+            jax.vmap(partial(jax.random.fold_in, key))(place_rows(mesh, own)),
             place_rows(mesh, seen) if penalized else None,
             None if real is None else jnp.asarray(real),
         )

@@ -28,7 +28,7 @@ class Sampling:
         repetition_penalty: divides the logits above 0, and multiplies those below, of every
             token that the prompt or the answer holds (Keskar et al. 2019); 1 for none.
         stop: texts that end a generation; the answer is what stands before the first of them.
-        seed: with a prompt's number in the call, decides its samples.
+        seed: with a prompt's tokens, decides its samples; equal prompts in a call get others.
 
     Raises:
         InputError: for a value out of range, and for a filter that greedy decoding would ignore.

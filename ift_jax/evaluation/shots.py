@@ -11,7 +11,7 @@ from ift_jax.data.chat import Message, UnusableTurns
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
 from ift_jax.data.shots import behind, exemplar_pool, has_question, solved
-from ift_jax.data.splits import take_subset
+from ift_jax.data.splits import subset_order, take_subset
 from ift_jax.errors import InputError, one_line
 from ift_jax.evaluation.scoring import Question, encode_questions
 from ift_jax.language_model import LanguageModel
@@ -38,20 +38,45 @@ class Asked(NamedTuple):
 def exemplars(task: TaskData, template: str, count: int, seed: int) -> list[Message]:
     """Solved examples as turns of a chat: of the training split, of the same template.
 
-    Balanced over the answers where they are choices; the order is the seed's too.
+    Balanced over the answers where they are choices: none comes more than once more often than
+    another, as far as the split has them. The seed decides which do, and the order.
     """
-    pool = [e for e in exemplar_pool(task.splits["train"], template) if has_question(e)]
+    return list(solved(_chosen(task, template, count, seed)))
+
+
+def _chosen(
+    task: TaskData, template: str, count: int, seed: int, besides: str = ""
+) -> list[Example]:
+    """Those examples.
+
+    Args:
+        besides: the key of an item that is not to be among them.
+    """
+    pool = [
+        e
+        for e in exemplar_pool(task.splits["train"], template)
+        if has_question(e) and e.key != besides
+    ]
     if count > len(pool):
         raise InputError(
             f"task {task.config.name}: {count} shots asked for, the training split has "
             f"{len(pool)} examples of template {template!r}"
         )
-    answers = [e.completion for e in pool]
-    balance = all(e.choices for e in pool) and count >= len(set(answers))
     keys = [f"{e.key} {e.content}" for e in pool]  # not its file's path, which may change
-    chosen = take_subset(keys, count, labels=answers, balance=balance, seed=seed)
+    balance = bool(pool) and all(e.choices for e in pool)
+    turns = subset_order(sorted({e.completion for e in pool}), seed=seed) if balance else []
+    answers = [sorted({e.completion for e in pool})[index] for index in turns]
+    turn_of = {answer: f"{turn:09}" for turn, answer in enumerate(answers)}
+    chosen = take_subset(
+        keys,
+        count,
+        labels=[turn_of[e.completion] for e in pool] if balance else None,
+        balance=balance,
+        fill=balance,
+        seed=seed,
+    )
     # Classes would come in their own order; exemplars in the order of their keys do not.
-    return list(solved([pool[index] for index in sorted(chosen, key=lambda i: keys[i])]))
+    return [pool[index] for index in sorted(chosen, key=lambda i: keys[i])]
 
 
 def ask(
@@ -100,8 +125,17 @@ def _ask(
     seed: int,
     scored: bool,
 ) -> list[Asked]:
-    before = {t: exemplars(task, t, count, seed) for t in sorted({e.template for e in items})}
-    messages = [list(behind(before[e.template], e.messages)) for e in items]
+    before = {t: _chosen(task, t, count, seed) for t in sorted({e.template for e in items})}
+    keys = {template: {e.key for e in chosen} for template, chosen in before.items()}
+    turns = {template: list(solved(chosen)) for template, chosen in before.items()}
+
+    def behind_others(item: Example) -> list[Message]:
+        shown = turns[item.template]
+        if item.key in keys[item.template]:  # an item of the training split
+            shown = list(solved(_chosen(task, item.template, count, seed, item.key)))
+        return list(behind(shown, item.messages))
+
+    messages = [behind_others(e) for e in items]
     options = [options_of(e) for e in items]
     try:
         prompts = [model.chat.prompt_ids(m) for m in messages]

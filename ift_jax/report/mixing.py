@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ift_jax.report.elements import MAX_COLUMNS, MAX_ROWS, Curve, Lines, Section, Table, and_more
-from ift_jax.report.rows import Row, is_part
+from ift_jax.report.rows import Row, first_metric, is_part
 from ift_jax.report.table import is_percent, score_text
 
 
@@ -21,7 +21,10 @@ class _Mix(NamedTuple):
 def mixing_section(rows: Sequence[Row], results: Mapping[str, Any]) -> Section:
     """Task score against retained score, for weights between base and tuned ones (WiSE-FT)."""
     target = results.get("target", "")
-    first = {row["task"]: row["metric"] for row in reversed(rows)}
+    first = {
+        task: first_metric([row for row in rows if row["task"] == task])
+        for task in dict.fromkeys(row["task"] for row in rows)
+    }
     retained = results.get("retained", [task for task in first if task != target])
     mixed = [
         row

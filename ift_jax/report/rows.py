@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from ift_jax.report.inputs import Run
-from ift_jax.report.table import model_label
+from ift_jax.report.table import BASELINES, model_label
 
 Row = dict[str, Any]
 
@@ -66,6 +66,11 @@ def _content(row: Row) -> tuple:
 def is_part(row: Mapping[str, Any]) -> bool:
     """Whether a row is of one template or class."""
     return not row.keys().isdisjoint(("template", "class"))
+
+
+def first_metric(rows: Sequence[Row]) -> str:
+    """The metric that a task is compared by: the first that models were scored by."""
+    return next((row["metric"] for row in rows if row["model"] not in BASELINES), rows[0]["metric"])
 
 
 def final_rows(rows: Sequence[Row]) -> list[Row]:

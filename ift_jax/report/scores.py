@@ -12,7 +12,7 @@ from ift_jax.report.elements import (
     Whiskers,
     and_more,
 )
-from ift_jax.report.rows import Row, final_rows, label
+from ift_jax.report.rows import Row, final_rows, first_metric, label
 from ift_jax.report.table import BASELINES, is_percent, score_text
 
 MAX_TASKS = 60
@@ -49,7 +49,7 @@ def scores_section(rows: Sequence[Row]) -> Section:
 
 
 def _score_plot(task: tuple[str, str], rows: Sequence[Row]) -> Whiskers:
-    metric = rows[0]["metric"]
+    metric = first_metric(rows)
     of_metric = [row for row in rows if row["metric"] == metric]
     models = _models(rows)
     dots = [_dot(row, label(row), models) for row in of_metric]
@@ -111,8 +111,9 @@ def _overview(of_task: Mapping[tuple[str, str], Sequence[Row]]) -> Table:
     columns = list(dict.fromkeys(label(row) for rows in of_task.values() for row in rows))
     body = []
     for (task, split), rows in of_task.items():
-        cells = {label(row): score_text(row) for row in rows if row["metric"] == rows[0]["metric"]}
-        name = f"{task} ({rows[0]['metric']}{'' if split == 'test' else f', {split}'})"
+        metric = first_metric(rows)
+        cells = {label(row): score_text(row) for row in rows if row["metric"] == metric}
+        name = f"{task} ({metric}{'' if split == 'test' else f', {split}'})"
         body.append([name, *(cells.get(column, "–") for column in columns[:MAX_OVERVIEW])])
     return Table(
         "All tasks by their first metric",

@@ -13,7 +13,7 @@ from ift_jax.report.elements import (
     Table,
     and_more,
 )
-from ift_jax.report.rows import Row, final_rows, is_part, label
+from ift_jax.report.rows import Row, final_rows, first_metric, is_part, label
 from ift_jax.report.scores import GREY
 from ift_jax.report.table import BASELINES, is_percent, score_text
 
@@ -28,7 +28,7 @@ def sizes_section(rows: Sequence[Row], target: str) -> Section:
     plots: list[Plot] = []
     tables = []
     for task in dict.fromkeys(row["task"] for row in rows if target in ("", row["task"])):
-        first = next(row["metric"] for row in rows if row["task"] == task)
+        first = first_metric([row for row in rows if row["task"] == task])
         of_task = [r for r in rows if r["task"] == task and r["metric"] == first]
         curves = {
             line: sized

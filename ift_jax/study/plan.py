@@ -117,6 +117,14 @@ def _check_names(config: RunConfig) -> None:
         lists.append((f"{where}.tasks", run.tasks, names))
         lists.append((f"{where}.replay", run.replay, names))
         lists.append((f"{where}.scores", run.scores, scored))
+        before = next((one for one in study.runs if one.name == run.after), None)
+        earlier = before.scores if before else ()
+        for task in (run.scores or scored) if earlier else ():
+            if task not in earlier:
+                raise InputError(
+                    f"{where}: is scored on {task}, and {run.after}, which it goes on from, is "
+                    f"not; add it to the scores of {run.after}, or leave it out of these"
+                )
     for where, given, known in lists:
         for name in given:
             if name not in known:

@@ -139,7 +139,7 @@ def _work(
     whole = pipeline.build(config.data, base.chat, known)
     names = scored_tasks(config)
     data = _only(whole, names)
-    _check(config, plan, todo, base, data, known)
+    _check(config, workdir, plan, todo, base, data, known)
     # Only now, so that a study that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
     told = _Progress(len(todo))
@@ -183,6 +183,7 @@ def _only(data: pipeline.DataSet, names: Sequence[str]) -> pipeline.DataSet:
 
 def _check(
     config: RunConfig,
+    workdir: Path,
     plan: Sequence[Planned],
     todo: Sequence[str],
     base: LanguageModel,
@@ -201,6 +202,7 @@ def _check(
     held_out = {e.key: task.config.name for task in data.tasks for e in task.splits["test"]}
     for planned in plan:
         if planned.key not in todo:
+            _check_kept(run_folder(workdir, planned.key), planned, plan, todo)
             continue
         try:
             made = pipeline.build(planned.config.data, base.chat, known)
@@ -218,6 +220,21 @@ def _check(
                     f"split of {held_out[leaked.key]} ({leaked.origin}); its config must leave the "
                     "splits as they are"
                 )
+
+
+def _check_kept(
+    folder: Path, planned: Planned, plan: Sequence[Planned], todo: Sequence[str]
+) -> None:
+    """Refuses parts that need the model of a finished run, where it was deleted."""
+    wanted = [one.key for one in plan if one.after == planned.key]
+    wanted += [interpolated_part(planned.key, share) for share in planned.run.interpolations]
+    needing = [key for key in wanted if key in todo]
+    if needing and not (folder / "checkpoints").exists():
+        raise InputError(
+            f"config.study.runs: {needing[0]} needs the model of {planned.key}, which was deleted "
+            f"(config.study.keep_models=False); delete {folder} to make it anew, or leave out what "
+            "needs it"
+        )
 
 
 def _score(

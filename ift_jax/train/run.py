@@ -208,8 +208,9 @@ def final_scores(
     def scored(model: LanguageModel, name: str, shots: Sequence[int], what: str = "") -> list[Row]:
         print(f"scoring {what or name} model on the test split", file=sys.stderr)
         return evaluate(
-            model, data, config.evaluation, name=name, split="test", shots=shots, mesh=mesh
-        )
+            model, data, config.evaluation, name=name, split="test", shots=shots, mesh=mesh,
+            breakdown=True,
+        )  # fmt: skip
 
     tuned_rows = scored(tuned, "tuned", (0,))
     base_rows = scored(base, "base", config.evaluation.shots)

@@ -60,7 +60,12 @@ def choose(settings: TrainConfig, checkpoints: Checkpoints, num_steps: int = 0) 
     if score is None:
         why = "no task that is trained has a validation split, so the last step is taken"
         return Chosen(step, "last step", None, last, why)
-    why = f"the best validation {by.replace('_', ' ')}"
+    only = not settings.eval_every or settings.eval_every >= last
+    why = (
+        "the last step, the only one that was validated"
+        if only
+        else f"the best validation {by.replace('_', ' ')}"
+    )
     if last < num_steps:
         why += (
             f"; training stopped at step {last} of {num_steps}, after {settings.patience} "

@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from ift_jax.data.embedded_names import embedded_names
+from ift_jax.data.embedded_notes import embedded_notes
+from ift_jax.data.embedded_reviews import embedded_reviews
 from ift_jax.data.neutral import NeutralConfig, neutral_texts
 from ift_jax.errors import InputError
 
@@ -58,10 +61,13 @@ def test_training_rows_go_on_without_end_and_are_a_function_of_seed_and_number(t
         neutral_texts(NeutralConfig(source=short, num_texts=2), chat).training_rows(0)
 
 
-def test_the_embedded_reviews_serve_by_default(chat):
+def test_the_embedded_notes_serve_by_default_and_are_no_text_of_a_task(chat):
     texts = neutral_texts(NeutralConfig(num_texts=3), chat)
-    assert len(texts.measured.lengths) == 3
-    assert len(texts.rest.lengths) > 1000
+    assert (len(texts.measured.lengths), len(texts.rest.lengths)) == (3, 597)
+    notes = {note["text"] for note in embedded_notes()}
+    others = [r["review_body"] for r in embedded_reviews()] + [r["text"] for r in embedded_names()]
+    assert not notes & {*others}
+    assert all("{" not in note and 120 < len(note) < 420 for note in notes)
 
 
 def test_a_column_is_named_or_found(tmp_path, chat):
@@ -69,7 +75,7 @@ def test_a_column_is_named_or_found(tmp_path, chat):
     path.write_text("".join(json.dumps({"id": i, "says": t}) + "\n" for i, t in enumerate(TEXTS)))
     found = neutral_texts(NeutralConfig(source=str(path), column="says"), chat)
     assert len(found.measured.lengths) == 12
-    with pytest.raises(InputError, match=r"a\.jsonl.* has no text in text or review_body; there"):
+    with pytest.raises(InputError, match=r"a\.jsonl.* has no text in 'text'; there"):
         neutral_texts(NeutralConfig(source=str(path)), chat)
     with pytest.raises(InputError, match="no such file"):
         neutral_texts(NeutralConfig(source=str(tmp_path / "none.txt")), chat)

@@ -76,6 +76,7 @@ def test_a_prompt_gives_the_same_beside_other_prompts(model, prompts, sampling):
         beside_others = [*others[:number], prompts[number], *others[number + 1 :]]
         assert run(model, beside_others, sampling)[number] == together[number]
     assert run(model, prompts[:1], sampling)[0] == together[0]
+    assert run(model, [others[0], *prompts[::-1]], sampling)[:0:-1] == together
 
 
 @pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)

@@ -132,14 +132,21 @@ def test_a_continuation_is_greedy_where_each_of_its_tokens_is_the_most_likely(fo
 def test_the_command_hands_over_to_lm_eval(folder, tasks, tmp_path):
     outcome = subprocess.run(
         [sys.executable, "-m", "ift_jax.evaluation.lm_eval", "--model_args", f"path={folder}",
-         "--tasks", "ranked", "--include_path", str(tasks), "--output_path", str(tmp_path / "out"),
-         "--limit", "3"],
+         "--tasks", "ranked,generated", "--include_path", str(tasks),
+         "--output_path", str(tmp_path / "out"), "--limit", "3"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert outcome.returncode == 0, outcome.stderr
     assert "ift_jax ({'path':" in outcome.stdout
     [file] = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(file.read_text())["results"]["ranked"]["acc,none"] >= 0
+    by_command = json.loads(file.read_text())["results"]
+    _, results = run("ift_jax", {"path": str(folder)}, tasks, ("ranked", "generated"), limit=3)
+    assert set(by_command) == {"ranked", "generated"}
+    for name, found in results.items():
+        metrics = {k: x for k, x in found.items() if k in ("acc,none", "exact_match,none")}
+        assert metrics
+        assert {key: by_command[name][key] for key in metrics} == pytest.approx(metrics)
+    assert "exact_match,none" in by_command["generated"]
 
 
 @pytest.mark.parametrize(

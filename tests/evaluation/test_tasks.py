@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch_reference import save_variant, torch_model
 
 from ift_jax.data import pipeline
@@ -272,6 +273,42 @@ def test_the_same_file_under_another_path_gives_the_same_exemplars(model, tmp_pa
     assert len(found) == 1
 
 
+def test_exemplars_are_balanced_whatever_their_number(place):
+    """Half of the records are good; the seed decides whose answers come once more."""
+    [task] = place.data("Rate").tasks
+    more = {}
+    for seed in range(8):
+        for count in range(1, 8):
+            given = [m["content"] for m in exemplars(task, "Rate", count, seed)[1::2]]
+            counts = [given.count(verdict) for verdict in sorted({*VERDICTS})]
+            assert sum(counts) == count
+            assert max(counts) - min(counts) <= 1, (seed, count)
+            if count in (1, 4):
+                more.setdefault(count, set()).add(counts.index(max(counts)))
+    assert all(len(found) > 1 for found in more.values())
+
+
+def test_a_class_that_runs_out_leaves_its_turns_to_the_others(place):
+    records = [{**r, "verdict": "good"} for r in RECORDS[:50]] + [
+        {**r, "verdict": "so-so"} for r in RECORDS[50:52]
+    ]
+    [task] = place.data("Rate", records=records, test_fraction=0.0, test_size=0).tasks
+    given = [m["content"] for m in exemplars(task, "Rate", 10, 0)[1::2]]
+    assert (given.count("so-so"), given.count("good")) == (2, 8)
+
+
+def test_an_item_of_the_training_split_is_not_among_its_own_exemplars(model, place):
+    data = place.data("Rate", records=RECORDS[:12], test_fraction=0.0)
+    [task] = data.tasks
+    items = task.splits["train"]
+    asked = ask(model, task, items, len(items) - 1, 0, scored=True, new_tokens=0)
+    for item, one in zip(items, asked, strict=True):
+        *before, question = [m["content"] for m in one.messages if m["role"] == "user"]
+        assert question == item.messages[-1]["content"]
+        assert question not in before
+        assert len(before) == len(items) - 1
+
+
 def test_several_seeds_of_exemplars_are_averaged(model, rated):
     [task] = rated.tasks
     assert len({str(exemplars(task, "Rate", 2, seed)) for seed in (0, 1, 2)}) == 3
@@ -419,13 +456,14 @@ def test_baselines_stand_beside_every_score(place):
     data = place.data("Rate")
     [task] = data.tasks
     test = task.splits["test"]
-    names = ("accuracy", "accuracy_mean", "mcc", "exact_match", "token_f1", "perplexity")
+    names = ("accuracy", "accuracy_mean", "mcc", "exact_match", "token_f1", "perplexity",
+             "macro_f1")  # fmt: skip
     rows = baseline_rows(data, EvaluationConfig(metrics=names), split="test")
     found = {(row["model"], row["metric"]): row for row in rows}
     assert list(found) == [
-        *(("majority", m) for m in ("accuracy", "accuracy_mean", "mcc", "exact_match", "token_f1")),
+        *(("majority", m) for m in names if m != "perplexity"),
         *(("copy", m) for m in ("exact_match", "token_f1")),
-        *(("random", m) for m in ("accuracy", "accuracy_mean")),
+        *(("random", m) for m in ("accuracy", "accuracy_mean", "mcc", "exact_match", "macro_f1")),
     ]
     good = np.mean([e.completion == "good" for e in test])
     assert found["majority", "accuracy"]["value"] == pytest.approx(good)
@@ -433,6 +471,12 @@ def test_baselines_stand_beside_every_score(place):
     assert found["majority", "mcc"]["value"] == 0
     random = found["random", "accuracy"]
     assert random["value"] == random["low"] == random["high"] == pytest.approx(1 / 3)
+    assert found["random", "exact_match"]["value"] == random["value"]
+    assert found["random", "mcc"]["value"] == pytest.approx(0, abs=0.05)
+    labels, choices = [e.completion for e in test], sorted({*VERDICTS})
+    guesses = np.random.default_rng(1).choice(choices, (500, len(test)))
+    by_sklearn = np.mean([f1_score(labels, list(g), average="macro") for g in guesses])
+    assert found["random", "macro_f1"]["value"] == pytest.approx(by_sklearn, abs=0.03)
 
 
 def test_each_template_has_its_own_most_frequent_answer(place):

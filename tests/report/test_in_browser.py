@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, DRIVER, Browser
+from PIL import Image
 from workdirs import EVIL, study, training_run
 
 from ift_jax.report.page import write_report
@@ -178,3 +179,17 @@ def pdf_text(file: Path) -> tuple[str, int]:
         return "\n".join(page.get_textpage().get_text_range() for page in document), len(document)
     finally:
         document.close()
+
+
+@ALL
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_screenshot_is_the_page_and_not_blank(browser, pages, tmp_path, name, width):
+    browser.open(pages[name], width=width)
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.width == width
+        assert image.height > 2000
+        counts = image.convert("RGB").getcolors(1 << 24)
+    assert len(counts) > 100
+    # The paper is most of it; text, curves and cells are the rest.
+    assert 0.02 < 1 - max(count for count, _ in counts) / (image.width * image.height) < 0.6

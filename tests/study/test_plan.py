@@ -50,6 +50,14 @@ def test_a_run_trains_its_tasks_alone_and_keeps_the_others_test_splits(tmp_path)
     assert plan["replay"].config.data.mixture.replay_share == 0.3
 
 
+def test_a_run_is_scored_on_no_more_than_what_it_goes_on_from(tmp_path):
+    runs = [{"name": "a", "scores": ["rating"]}, {"name": "b", "after": "a"}]
+    with pytest.raises(InputError, match=r"b: is scored on topic, and a, .* scores of a"):
+        make_plan(config(tmp_path, runs=runs), tmp_path)
+    runs[1]["scores"] = ["rating"]
+    assert len(make_plan(config(tmp_path, runs=runs), tmp_path)) == 2
+
+
 def test_a_run_changes_any_field_by_its_name(tmp_path):
     run = {"name": "a", "config": {"data.tasks[1].weight": 0.5, "data.decontaminate": ["topic"]},
            "tasks": ["rating", "topic"]}  # fmt: skip

@@ -74,11 +74,12 @@ def test_tensorboard_shows_the_same_numbers(finished):
 
 
 def test_results_hold_base_at_each_shot_and_tuned_at_zero(finished):
-    _, rows = finished
+    _, every = finished
+    rows = [row for row in every if not row.keys() & {"template", "class"}]
     found = {(r["model"], r["shots"], r["metric"]) for r in rows}
     assert found == {
         *(("majority", 0, metric) for metric in ("accuracy", "exact_match")),
-        ("random", 0, "accuracy"),
+        *(("random", 0, metric) for metric in ("accuracy", "exact_match")),
         ("copy", 0, "exact_match"),
         *(("base", shots, metric) for shots in (0, 1) for metric in ("accuracy", "exact_match")),
         *(("tuned", 0, metric) for metric in ("accuracy", "exact_match")),
@@ -88,6 +89,16 @@ def test_results_hold_base_at_each_shot_and_tuned_at_zero(finished):
         assert row["split"] == "test"
         assert row["count"] == 15
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    # Of both models also by class, whose items are those of the whole.
+    for model, shots in (("base", 0), ("base", 1), ("tuned", 0)):
+        counts = [
+            row["count"]
+            for row in every
+            if (row["model"], row["shots"], row["metric"]) == (model, shots, "accuracy")
+            and "class" in row
+        ]
+        assert sum(counts) == 15
+        assert len(counts) > 1
 
 
 def test_training_lowers_the_loss(finished):

@@ -1,5 +1,6 @@
 """What is looked at on the way: items, metrics and samples; who is chosen; early stopping."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -213,6 +214,13 @@ def test_training_stops_after_patience_validations_without_a_better_one(
     again = Checkpoints(tmp_path)
     assert is_over(settings, again) == is_over(settings, checkpoints)
     assert not is_over(TrainConfig(eval_every=10), again)
+
+
+def test_a_single_validation_chooses_nothing_and_says_so(tmp_path):
+    settings, checkpoints = checkpointed(tmp_path, {30: 0.4})
+    settings = dataclasses.replace(settings, eval_every=0, patience=0)
+    chosen = choose(settings, checkpoints, num_steps=30)
+    assert chosen.why == "the last step, the only one that was validated"
 
 
 def worsening(model):
