@@ -45,7 +45,7 @@ from ift_jax.hf.folder import read_json
 from ift_jax.model_config import ModelConfig
 from ift_jax.models.decoder import param_shapes
 from ift_jax.peft.config import PeftConfig
-from ift_jax.pretrained import load_pretrained
+from ift_jax.pretrained import load_configured
 from ift_jax.report.table import score_text
 from ift_jax.study.findings import points
 from ift_jax.study.outcome import part_lines, reference_run
@@ -77,10 +77,7 @@ def methods_of(config: RunConfig, plan: Sequence[Planned]) -> dict[str, PeftConf
 
 def measured(model: ModelConfig, peft: PeftConfig, rounds: int) -> dict[str, Any]:
     """What a method costs, measured in this process, which has done nothing else."""
-    base = load_pretrained(
-        model.path, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat
-    )
-    base = base.with_new_tokens(model.new_tokens)
+    base = load_configured(model)
     batch = random_batch(base.structure.config.vocab_size)
     shapes = param_shapes(base.structure.config)
     step = Step(base.adapt(peft), batch)

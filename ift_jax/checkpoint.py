@@ -17,7 +17,7 @@ from ift_jax.model_config import locate
 from ift_jax.models.decoder import Params, Remat
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
-from ift_jax.pretrained import load_pretrained
+from ift_jax.pretrained import load_configured
 from ift_jax.sharding import param_shardings
 from ift_jax.train.step import TrainState
 
@@ -213,16 +213,8 @@ def load_workdir(
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.choose(which)
-        base = load_pretrained(
-            run.model.path,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            remat=remat,
-            quantize=run.model.quantize,
-            quantize_group=run.model.quantize_group,
-            mesh=mesh,
-        )
-        base = base.merged().with_new_tokens(run.model.new_tokens)
+        model = dataclasses.replace(run.model, dtype=dtype, param_dtype=param_dtype, remat=remat)
+        base = load_configured(model, mesh)
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
             if step == checkpoints.best():

@@ -17,6 +17,7 @@ from ift_jax.hf import families, folder, gguf, weights
 from ift_jax.language_model import LanguageModel
 from ift_jax.model_config import (
     DTYPES,
+    ModelConfig,
     Quantize,
     check_choice,
     check_quantize,
@@ -74,6 +75,23 @@ def load_pretrained(
         run = load_workdir(found, dtype=dtype, param_dtype=param_dtype, remat=remat, mesh=mesh)
         return run if quantize == "none" else _quantized(run, memory, str(path))
     return _from_folder(found, compute, memory)
+
+
+def load_configured(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
+    """The model that a config's section `model` means, its new tokens included.
+
+    An adapter of an earlier run is merged in.
+    """
+    model = load_pretrained(
+        config.path,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        remat=config.remat,
+        quantize=config.quantize,
+        quantize_group=config.quantize_group,
+        mesh=mesh,
+    )
+    return model.merged().with_new_tokens(config.new_tokens)
 
 
 def load_chat(path: str | Path, new_tokens: Sequence[str] = ()) -> Chat:

@@ -95,14 +95,14 @@ def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
     if drawn:
         generator = np.random.default_rng(0)
         ranks = [generator.integers(0, len(e.choices), _DRAWS) for e in items]
-        for metric in drawn:
-            runs = [
-                [
-                    Prediction(e.completion, ranked=e.choices[rank[n]])
-                    for e, rank in zip(items, ranks, strict=True)
-                ]
-                for n in range(_DRAWS)
+        runs = [
+            [
+                Prediction(e.completion, ranked=e.choices[rank[n]])
+                for e, rank in zip(items, ranks, strict=True)
             ]
+            for n in range(_DRAWS)
+        ]
+        for metric in drawn:
             counts = item_counts(METRICS[metric].items, runs)
             found[metric] = float(METRICS[metric].value(counts.sum(axis=1)).mean())
     return [

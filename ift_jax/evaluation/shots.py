@@ -64,17 +64,13 @@ def _chosen(
         )
     keys = [f"{e.key} {e.content}" for e in pool]  # not its file's path, which may change
     balance = bool(pool) and all(e.choices for e in pool)
-    turns = subset_order(sorted({e.completion for e in pool}), seed=seed) if balance else []
-    answers = [sorted({e.completion for e in pool})[index] for index in turns]
-    turn_of = {answer: f"{turn:09}" for turn, answer in enumerate(answers)}
-    chosen = take_subset(
-        keys,
-        count,
-        labels=[turn_of[e.completion] for e in pool] if balance else None,
-        balance=balance,
-        fill=balance,
-        seed=seed,
-    )
+    labels = None
+    if balance:  # in the seed's order, which decides who has the turns that are left over
+        answers = sorted({e.completion for e in pool})
+        order = subset_order(answers, seed=seed)
+        turns = {answers[index]: f"{turn:09}" for turn, index in enumerate(order)}
+        labels = [turns[e.completion] for e in pool]
+    chosen = take_subset(keys, count, labels=labels, balance=balance, fill=balance, seed=seed)
     # Classes would come in their own order; exemplars in the order of their keys do not.
     return [pool[index] for index in sorted(chosen, key=lambda i: keys[i])]
 

@@ -22,7 +22,7 @@ from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
-from ift_jax.pretrained import load_chat, load_pretrained
+from ift_jax.pretrained import load_chat, load_configured
 from ift_jax.report.page import leave_report
 from ift_jax.report.table import results_table
 from ift_jax.sharding import make_mesh, num_row_shards
@@ -169,17 +169,7 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
 
 def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
     """The base model, its parameters on the mesh; an adapter of an earlier run is merged in."""
-    model = config.model
-    base = load_pretrained(
-        model.path,
-        dtype=model.dtype,
-        param_dtype=model.param_dtype,
-        remat=model.remat,
-        quantize=model.quantize,
-        quantize_group=model.quantize_group,
-        mesh=mesh,
-    )
-    return base.merged().with_new_tokens(model.new_tokens)
+    return load_configured(config.model, mesh)
 
 
 def base_of(config: RunConfig, mesh: Mesh, tuned: LanguageModel) -> LanguageModel:
