@@ -158,7 +158,7 @@ def get_config(extent="short"):
     config.data.max_rejected = 0.9  # 67 of 77 intents
     config.train.batch_size = 4
     config.train.eval_metrics = ("loss",)
-    config.train.num_samples = 0
+    config.train.eval_every = 100
     config.optimizer.peak_lr = 1e-4
     config.evaluation.shots = (0, 1, 5)
     # Text of other kinds than what is learned: it tells how far a model has moved.
@@ -167,7 +167,11 @@ def get_config(extent="short"):
     sizes = (50, 100, 250, 500, 1000)
     config.study.runs = (
         {"name": "stage1", "tasks": _PROBES},
-        {"name": "single", "after": "stage1", "interpolations": (0.5,)},
+        {
+            "name": "single",
+            "after": "stage1",
+            "interpolations": (0.25, 0.5, 0.75) if extent == "full" else (0.5,),
+        },
         {
             "name": "replay",
             "after": "stage1",
