@@ -27,10 +27,10 @@ import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from peft_step import Step, full_step, in_turn, random_batch
@@ -57,11 +57,18 @@ STEPS = 3  # until memory has seen its peak: compiled, and the state in use
 Columns = dict[str, dict[str, str]]  # heading -> method -> text
 
 
-def methods_of(config: RunConfig, plan: Sequence[Planned]) -> dict[str, PeftConfig]:
+class Setup(NamedTuple):
+    """A way of tuning, and the model that it would begin with: as it is, or quantized."""
+
+    model: ModelConfig
+    peft: PeftConfig
+
+
+def methods_of(config: RunConfig, plan: Sequence[Planned]) -> dict[str, Setup]:
     """By name, plain full tuning first, then the adapters that go on from the same model."""
     reference, everything = reference_run(config), set(scored_tasks(config))
     alike = {
-        planned.run.name: planned.config.peft
+        planned.run.name: Setup(_begun(config, planned), planned.config.peft)
         for planned in plan
         if reference is not None
         and planned.run.after == reference.after
@@ -69,14 +76,20 @@ def methods_of(config: RunConfig, plan: Sequence[Planned]) -> dict[str, PeftConf
         and not planned.train_size
         and set(planned.scores) == everything
     }
-    if reference is None or alike[reference.name].method != "none":
+    if reference is None or alike[reference.name].peft.method != "none":
         raise InputError("config.study.runs: none is plain full tuning to compare methods with")
-    adapters = {name: peft for name, peft in alike.items() if peft.method != "none"}
+    adapters = {name: setup for name, setup in alike.items() if setup.peft.method != "none"}
     return {reference.name: alike[reference.name], **adapters}
 
 
-def measured(model: ModelConfig, peft: PeftConfig, rounds: int) -> dict[str, Any]:
+def _begun(config: RunConfig, planned: Planned) -> ModelConfig:
+    """The study's base, kept as the run keeps the model that it goes on from."""
+    return replace(planned.config.model, path=config.model.path)
+
+
+def measured(setup: Setup, rounds: int) -> dict[str, Any]:
     """What a method costs, measured in this process, which has done nothing else."""
+    model, peft = setup
     base = load_configured(model)
     batch = random_batch(base.structure.config.vocab_size)
     shapes = param_shapes(base.structure.config)
@@ -94,6 +107,8 @@ def measured(model: ModelConfig, peft: PeftConfig, rounds: int) -> dict[str, Any
     }
     if peft.method == "none":
         return {**cost, "seconds": {"ratio": 1.0}}
+    if model.quantize != "none":
+        base = load_configured(replace(model, quantize="none"))
     enable_compilation_cache()  # the full step is the same beside all methods
     return {**cost, "seconds": in_turn(step, full_step(base, batch), rounds)}
 
@@ -106,19 +121,19 @@ def peak_bytes() -> int:
 
 
 def costs_of(
-    model: ModelConfig, methods: Mapping[str, PeftConfig], rounds: int, file: Path | None
+    methods: Mapping[str, Setup], rounds: int, file: Path | None
 ) -> dict[str, dict[str, Any]]:
     """The cost of each method, by name; what a file holds is taken from it, the rest added."""
     text = file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
     known = [json.loads(line) for line in text.splitlines()]
     found = {}
-    for name, peft in methods.items():
-        asked = json.loads(json.dumps({"model": asdict(model), "peft": asdict(peft)}))
+    for name, setup in methods.items():
+        asked = json.loads(json.dumps({k: asdict(v) for k, v in setup._asdict().items()}))
         line = next((line for line in known if line["of"] == asked), None)
         if line is None:
             print(f"measuring {name}", file=sys.stderr)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                cost = process.submit(measured, model, peft, rounds).result()
+                cost = process.submit(measured, setup, rounds).result()
             machine = f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
             line = {"benchmark": "peft_methods", **cost, "machine": machine, "of": asked}
             if file is not None:
@@ -204,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scored = study_columns(flags.study, plan, list(methods)) if flags.study else {}
     except InputError as error:
         sys.exit(f"peft_methods: {error}")
-    costs = costs_of(config.model, methods, flags.rounds, flags.costs)
+    costs = costs_of(methods, flags.rounds, flags.costs)
     print(f"\n{markdown(list(methods), {**cost_columns(costs), **scored})}\n")
     print(
         "trained: of the model's parameters. step time: full tuning is 1. peak memory: of a "

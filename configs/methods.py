@@ -12,8 +12,8 @@ on from there, in the same folder.
 Learning rates are where each method's paper, or common practice, begins. They are not tuned, nor
 are ranks, so a low score says that a method wants more care, not that it cannot do better.
 
-Training takes 34,000 row tokens in stage1 and 63,000 for each of the eleven methods, 0.7 million in
-all; then 550 items are scored thirteen times.
+Training takes 34,000 row tokens in stage1 and 63,000 for each of the twelve methods, 0.8 million in
+all; then 550 items are scored fourteen times.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56) and 100 of each probe (40 to 60).
 """
@@ -29,6 +29,7 @@ _PROBES = ("names", "topic", "question_type")
 _METHODS = {
     # Ten times the rate of full tuning (Schulman et al. 2025, LoRA without regret).
     "lora": {"optimizer.peak_lr": 1e-3},
+    "qlora": {"peft.method": "lora", "optimizer.peak_lr": 1e-3, "model.quantize": "nf4"},
     "dora": {"optimizer.peak_lr": 1e-3},
     "ia3": {"optimizer.peak_lr": 1e-2},
     # The paper's rank of 256 would, at a width of 576, cost more than training all weights.

@@ -14,9 +14,9 @@ does.
 
 The sets are those of configs/data_sets.py. On two CPU cores a run takes some 10 to 20 minutes with
 its scores, so the first command, with one seed and a curve over 50 to 1,000 examples, takes about
-two hours. The second goes on from there, in the same folder, to DoRA and IA3 beside LoRA; the third
-to both, KL and L2-SP to stage 1, 4,000 examples and three seeds: a night's work. configs/methods.py
-compares all PEFT methods on fewer tasks.
+two hours. The second goes on from there, in the same folder, to DoRA, IA3 and QLoRA beside LoRA;
+the third to these, KL and L2-SP to stage 1, 4,000 examples and three seeds: a night's work.
+configs/methods.py compares all PEFT methods on fewer tasks.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
 60 translations and 30 summaries, whose scores are not shares of items. Differences between models
@@ -148,6 +148,11 @@ def _adapter(method, peak_lr):
     return {"name": method, "after": "stage1", "config": changes}
 
 
+def _qlora():
+    lora = _adapter("lora", 1e-3)
+    return {**lora, "name": "qlora", "config": {**lora["config"], "model.quantize": "nf4"}}
+
+
 def get_config(extent="short"):
     if extent not in ("short", "peft", "full"):
         raise InputError(f"--config=study:{extent}: expected study, study:peft or study:full")
@@ -194,7 +199,8 @@ def get_config(extent="short"):
         },
     )
     if extent in ("peft", "full"):
-        config.study.runs = (*config.study.runs, _adapter("dora", 1e-3), _adapter("ia3", 1e-2))
+        more = (_adapter("dora", 1e-3), _adapter("ia3", 1e-2), _qlora())
+        config.study.runs = (*config.study.runs, *more)
     if extent == "full":
         config.study.seeds = (0, 1, 2)
         held = {

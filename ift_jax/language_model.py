@@ -44,6 +44,8 @@ class LanguageModel:
         generation_config: generation_config.json or its equivalent.
         stored_dtype: the dtype of the weights on disk, and of what is saved.
         source: the file or folder whose weights these are; "" where they were changed since.
+        tables: embedding and output matrix, by path, that came with an adapter's folder instead of
+            the base's own; `save_adapter` writes them beside the adapter.
     """
 
     structure: Structure
@@ -53,6 +55,7 @@ class LanguageModel:
     generation_config: Mapping[str, Any]
     stored_dtype: str
     source: str = ""
+    tables: tuple[str, ...] = ()
     # Factors [R] by name, where several adapters are loaded; see `load_adapters`.
     _rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
@@ -256,7 +259,8 @@ class LanguageModel:
         """Puts an adapter beside the weights: a folder of peft or `save_adapter`, or a workdir.
 
         In place, and the model is returned. Where the weights are on a mesh, so is the adapter.
-        New tokens that it was trained with, and that the model does not have, are added.
+        New tokens that it was trained with, and that the model does not have, are added; and
+        where peft saved the base's own embedding beside it, that stands in the model's place.
 
         Raises:
             InputError: for an adapter that does not fit this model, see
@@ -266,10 +270,18 @@ class LanguageModel:
         if self.structure.adapter is None and self.tokenizer is not None:
             new = self._unknown_tokens(Path(path).expanduser())
             grown = self.with_new_tokens(new.texts, num_rows=new.num_rows)
-        adapter, arrays = grown._read_adapter(path)
+        found = grown._read_adapter(path)
+        if found.tables:
+            tables = {
+                name: jax.device_put(table.astype(own.dtype), own.sharding)
+                for name, table in found.tables.items()
+                for own in (grown.params[name],)
+            }
+            grown = grown.with_params({**grown.params, **tables})
+            grown.tables = tuple(tables)
         self.__dict__.pop("chat", None)  # which was made with the tokenizer
         self.__dict__.update(grown.__dict__)
-        return self._use(adapter, arrays)
+        return self._use(found.adapter, found.arrays)
 
     def _unknown_tokens(self, path: Path) -> adapters.NewTokens:
         """Tokens that an adapter trained and this model does not have."""
@@ -340,7 +352,7 @@ class LanguageModel:
         """
         if not paths or "" in paths:
             raise InputError(f"adapters: expected names that are not empty, got {list(paths)}")
-        parts = [self._read_adapter(path) for path in paths.values()]
+        parts = [self._read_adapter(path).alone(path) for path in paths.values()]
         adapter, arrays, blocks = mixing.side_by_side(parts)
         self._use(adapter, arrays)
         self._rows = dict(zip(paths, blocks, strict=True)) | {"": np.zeros_like(blocks[0])}
@@ -357,7 +369,7 @@ class LanguageModel:
         In place, and the model is returned.
         """
         check_choice("combination", combination, get_args(mixing.Combination))
-        parts = [self._read_adapter(path) for path in paths]
+        parts = [self._read_adapter(path).alone(path) for path in paths]
         return self._use(*mixing.weighted(parts, weights, combination))
 
     def adapter_rows(
@@ -384,7 +396,7 @@ class LanguageModel:
                 raise InputError(f"adapters: {name!r} is not loaded; there are {known}")
         return np.stack([self._rows[name] for name in adapters])
 
-    def _read_adapter(self, path: str | Path, *, merged: bool = False) -> tuple[Adapter, Params]:
+    def _read_adapter(self, path: str | Path, *, merged: bool = False) -> adapters.Read:
         """An adapter for these weights, in which it may be merged already."""
         if self.structure.adapter is not None:
             raise InputError("the model has an adapter already; `merged()` works it in")
@@ -392,7 +404,7 @@ class LanguageModel:
         if is_workdir(found):
             from ift_jax.checkpoint import load_workdir_adapter
 
-            return load_workdir_adapter(found, self, any_base=merged)
+            return adapters.Read(*load_workdir_adapter(found, self, any_base=merged), {})
         return adapters.read_adapter(found, self._host())
 
     def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
@@ -426,7 +438,7 @@ class LanguageModel:
             raise InputError("several adapters are loaded by name; they stand in their own folders")
         adapters.write_adapter(
             Path(path), adapter, self.params, self._host(), dtype=dtype, base_model=base_model,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer, tables={name: self.params[name] for name in self.tables},
         )  # fmt: skip
 
     def merged(self) -> "LanguageModel":
@@ -467,7 +479,7 @@ class LanguageModel:
         Raises:
             InputError: as `Adapter.unmerged`.
         """
-        adapter, arrays = self._read_adapter(path, merged=True)
+        adapter, arrays, _ = self._read_adapter(path, merged=True)
         return self.with_params(adapter.unmerged({**self.params, **arrays}))
 
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:

@@ -26,7 +26,7 @@ from ift_jax.model_config import (
 )
 from ift_jax.models import decoder
 from ift_jax.models.decoder import Compute, Params
-from ift_jax.models.quantization import Quantized, quantized_shardings
+from ift_jax.models.quantization import Quantized, dense_tree, quantized_shardings
 from ift_jax.models.quantization import quantize as quantize_weight
 from ift_jax.sharding import param_shardings
 from ift_jax.vocabulary import extended_tokenizer
@@ -80,7 +80,10 @@ def load_pretrained(
 def load_configured(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
     """The model that a config's section `model` means, its new tokens included.
 
-    An adapter of an earlier run is merged in.
+    An adapter of an earlier run is merged in, and all weights are floats then.
+
+    Raises:
+        InputError: as `load_pretrained` and `LanguageModel.checked_merge`.
     """
     model = load_pretrained(
         config.path,
@@ -91,7 +94,11 @@ def load_configured(config: ModelConfig, mesh: Mesh | None = None) -> LanguageMo
         quantize_group=config.quantize_group,
         mesh=mesh,
     )
-    return model.merged().with_new_tokens(config.new_tokens)
+    if model.structure.adapter is not None:
+        merged = model.checked_merge()
+        # Quantized weights that the adapter left alone too, so that it does not matter which.
+        model = merged.with_params(dense_tree(merged.params))
+    return model.with_new_tokens(config.new_tokens)
 
 
 def load_chat(path: str | Path, new_tokens: Sequence[str] = ()) -> Chat:
@@ -204,7 +211,7 @@ def _quantized(model: LanguageModel, memory: _Memory, where: str) -> LanguageMod
             f"{where}: the base of this run is quantized as its config.model.quantize says; to "
             "quantize its result otherwise, export it and load what that writes"
         )
-    merged = model.merged()
+    merged = model.checked_merge()
     config = merged.structure.config
     rows = families.weight_rows(families.family_of(merged.hf_config, where), config)
     shapes = decoder.param_shapes(config, memory.param_dtype)

@@ -7,6 +7,7 @@ import pytest
 
 from ift_jax.batch import Batch
 from ift_jax.errors import InputError
+from ift_jax.evaluation import generation
 from ift_jax.evaluation.generation import generate, generate_one
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods
@@ -140,6 +141,34 @@ def test_parameters_are_cut_along_their_axes(params):
     assert on_one_device(tree["layers"]["mlp"]["down"]) == (2, 12, 8)
     assert on_one_device(tree["embedding"]) == (20, 8)
     assert on_one_device(tree["final_norm"]) == (16,)
+
+
+def test_the_cache_of_a_generation_is_cut_by_rows_and_heads(params, monkeypatch):
+    """Each device keeps the keys and values of its own rows and heads, from prefill to the end."""
+    mesh, seen, decode = mesh_of("fsdp=2 x data=2 x tensor=2"), [], generation._decode
+
+    def parts(cache):
+        """Into how many parts an array [L, B, K, S, H] is cut, axis by axis."""
+        shard = cache.sharding.shard_shape(cache.shape)
+        return tuple(whole // part for whole, part in zip(cache.shape, shard, strict=True))
+
+    def watched(*args):
+        seen.extend(map(parts, args[-2].cache))
+        state = decode(*args)
+        seen.extend(map(parts, state.cache))
+        return state
+
+    monkeypatch.setattr(generation, "_decode", watched)
+    monkeypatch.setattr(generation, "MAX_ROOM", 8)
+    monkeypatch.setattr(generation, "ROOM_STEP", 8)
+    prompts = [np.arange(2, 8 + n, dtype=np.int32) for n in range(8)]
+    with jax.set_mesh(mesh):
+        generate(
+            STRUCTURE, placed(params, mesh), prompts, Sampling(max_new_tokens=20), stop_ids=[1],
+            mesh=mesh, ended=lambda tokens: False,
+        )  # fmt: skip
+    assert len(seen) > 4  # more than one call, with more room in between
+    assert set(seen) == {(1, 4, 2, 1, 1)}
 
 
 def test_activations_are_cut_by_rows_under_a_mesh(params):

@@ -1,6 +1,7 @@
 """Tokens added to a model: what it says of the others stays, and adapters that train them."""
 
 import json
+import shutil
 import warnings
 
 import jax
@@ -153,13 +154,73 @@ def test_a_whole_table_that_peft_trained_with_more_tokens_loads(folder, tmp_path
         theirs.save_pretrained(tmp_path / "a", save_embedding_layers=False)
     for name in "ab":
         tokenizer.save_pretrained(tmp_path / name)
-    if not tied:
-        with pytest.raises(InputError, match="save it with save_embedding_layers=False"):
-            load_pretrained(folder).load_adapter(tmp_path / "b")
-    model = load_pretrained(folder).load_adapter(tmp_path / "a")
     ids = np.concatenate([IDS, [[258], [259]]], axis=1)
-    assert model.structure.config.vocab_size == 260
-    np.testing.assert_allclose(model.logits(ids), torch_logits(theirs, ids), rtol=1e-3, atol=3e-4)
+    for name in "ab":  # with what the base had in their place, and without
+        model = load_pretrained(folder).load_adapter(tmp_path / name)
+        assert model.structure.config.vocab_size == 260
+        expected = torch_logits(theirs, ids)
+        np.testing.assert_allclose(model.logits(ids), expected, rtol=1e-3, atol=3e-4)
+
+
+@pytest.fixture(scope="module", params=[None, [258, 259]], ids=["no rows", "rows"])
+def resized(request, folder, tmp_path_factory):
+    """A LoRA of peft on a base that was resized, with the base's tables beside it; and logits.
+
+    With or without rows of the new tokens that are trained.
+    """
+    path = tmp_path_factory.mktemp("resized")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(TOKENS))
+    reference = torch_model(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.resize_token_embeddings(len(tokenizer))
+        with torch.no_grad():  # whatever became of the tables, what the folder holds counts
+            for table in (reference.get_input_embeddings(), reference.get_output_embeddings()):
+                table.weight += 0.05 * torch.randn(table.weight.shape)
+        config = peft.LoraConfig(
+            r=2, target_modules=["q_proj"], init_lora_weights=False,
+            trainable_token_indices=request.param,
+        )  # fmt: skip
+        theirs = peft.get_peft_model(reference, config).eval()
+        theirs.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    ids = np.concatenate([IDS, [[258], [259]]], axis=1)
+    return path, ids, torch_logits(theirs, ids)
+
+
+def test_tables_that_peft_saved_beside_an_adapter_take_the_place_of_the_base_s(
+    folder, resized, tmp_path
+):
+    path, ids, expected = resized
+    model = load_pretrained(folder).load_adapter(path)
+    np.testing.assert_allclose(model.logits(ids), expected, rtol=1e-3, atol=3e-4)
+    assert not model.structure.adapter.whole  # the adapter is the LoRA alone
+    # Saved again, it is as complete: for us beside the base, for peft beside the resized one.
+    model.save_adapter(tmp_path / "again", base_model=str(folder))
+    again = load_pretrained(folder).load_adapter(tmp_path / "again")
+    np.testing.assert_allclose(again.logits(ids), expected, rtol=1e-3, atol=3e-4)
+    reference = torch_model(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.resize_token_embeddings(260)
+        theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "again").eval()
+    np.testing.assert_allclose(torch_logits(theirs, ids), expected, rtol=1e-3, atol=3e-4)
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    with jax.set_mesh(mesh):
+        meshed = load_pretrained(folder, mesh=mesh).load_adapter(path)
+        np.testing.assert_allclose(meshed.logits(ids), expected, rtol=1e-3, atol=3e-4)
+    more = load_pretrained(folder).with_new_tokens(TOKENS, num_rows=260)
+    with pytest.raises(InputError, match="holds the base's own embedding") as caught:
+        more.load_weighted_adapters([path, path], [0.5, 0.5])
+    assert "load it by itself" in str(caught.value)
+
+
+def test_tables_of_more_tokens_need_the_tokenizer_that_has_them(folder, resized, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(resized[0] / name, tmp_path)
+    with pytest.raises(InputError, match="; if its base has more tokens, their tokenizer must"):
+        load_pretrained(folder).load_adapter(tmp_path)
 
 
 def test_a_run_goes_on_from_one_that_has_them(folder, run, tmp_path):

@@ -3,6 +3,8 @@
 The output says which split was scored and, of a workdir, which step and why that one. With
 --interpolate=0.5 a workdir's weights are taken half-way between base and tuned ones (WiSE-FT).
 
+With --adapter=A,B several adapters are scored, one after the other, beside one base.
+
 With --predictions=P.jsonl it also keeps what the model answered to every item.
 `python -m ift_jax.evaluation.comparison P.jsonl Q.jsonl` compares two models by such files.
 """
@@ -20,8 +22,10 @@ from ift_jax.errors import InputError
 
 _CONFIG = define_config_flag()
 _MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
-_ADAPTER = flags.DEFINE_string(
-    "adapter", "", "An adapter beside the model: a folder of peft, or the workdir of its run."
+_ADAPTER = flags.DEFINE_list(
+    "adapter",
+    [],
+    "Adapters beside the model, separated by commas: folders of peft, or workdirs of their runs.",
 )
 _SPLIT = flags.DEFINE_string("split", "test", "train, validation or test.")
 _SHOTS = flags.DEFINE_list(
@@ -35,7 +39,11 @@ _INTERPOLATE = flags.DEFINE_float(
     1.0,
     "Share of a workdir's tuned weights, 0 to 1: below 1 scores the model between base and tuned.",
 )
-_NAME = flags.DEFINE_string("name", "", "What the rows call the model; default: base or tuned.")
+_NAME = flags.DEFINE_string(
+    "name",
+    "",
+    "What the rows call the model; default: base or tuned, and of several adapters their paths.",
+)
 _OUTPUT = flags.DEFINE_string("output", "", "File for the rows.")
 _PREDICTIONS = flags.DEFINE_string(
     "predictions", "", "File for every item's prediction, JSON lines."
@@ -55,9 +63,17 @@ def main(_: list[str]) -> None:
         raise InputError(f"--shots={','.join(_SHOTS.value)}: expected numbers") from None
     if min(shots, default=0) < 0:
         raise InputError("--shots: expected numbers of 0 or more")
+    adapters = [adapter for adapter in _ADAPTER.value if adapter]
+    if len(set(adapters)) < len(adapters):
+        raise InputError(f"--adapter={','.join(adapters)}: names one twice")
+    if _NAME.value and len(adapters) > 1:
+        raise InputError(f"--name={_NAME.value}: of several adapters, each has its path as name")
+    import copy
+
     import jax
 
     from ift_jax.checkpoint import load_workdir
+    from ift_jax.data.pipeline import Known
     from ift_jax.data.prepared import load_data
     from ift_jax.evaluation.tasks import baseline_rows, evaluate
     from ift_jax.interpolation import check_share
@@ -69,7 +85,7 @@ def main(_: list[str]) -> None:
 
     folder = locate(path)
     is_run = is_workdir(folder)
-    is_tuned = is_run or bool(_ADAPTER.value)
+    is_tuned = is_run or bool(adapters)
     share = _INTERPOLATE.value
     check_share(share, "--interpolate")
     if share < 1 and not is_run:
@@ -99,25 +115,37 @@ def main(_: list[str]) -> None:
                 quantize_group=types.quantize_group,
                 mesh=mesh,
             )
-        if _ADAPTER.value:
-            model.load_adapter(_ADAPTER.value)
-        elif not is_run:
-            model = model.with_new_tokens(types.new_tokens)
-        data = load_data(config.data, model.chat)
         name = _NAME.value or ("tuned" if is_tuned else "base")
-        rows = baseline_rows(data, config.evaluation, split=_SPLIT.value)
-        with predictions.open("w", encoding="utf-8") if predictions else nullcontext() as file:
-            scored = evaluate(
-                model,
-                data,
-                config.evaluation,
-                name=name,
-                split=_SPLIT.value,
-                shots=shots,
-                mesh=mesh,
-                breakdown=True,
-                keep=None if file is None else lambda line: file.write(line.to_json()),
+        if adapters:
+            names = adapters if len(adapters) > 1 else [name]
+            models = {
+                own: copy.copy(model).load_adapter(adapter)
+                for own, adapter in zip(names, adapters, strict=True)
+            }
+        else:
+            models = {name: model if is_run else model.with_new_tokens(types.new_tokens)}
+        known: dict[int, Known] = {}  # by what an adapter's new tokens change
+        data = {
+            own: load_data(
+                config.data, one.chat, known.setdefault(len(one.chat.tokenizer), Known())
             )
+            for own, one in models.items()
+        }
+        rows = baseline_rows(next(iter(data.values())), config.evaluation, split=_SPLIT.value)
+        scored = []
+        with predictions.open("w", encoding="utf-8") if predictions else nullcontext() as file:
+            for own, one in models.items():
+                scored += evaluate(
+                    one,
+                    data[own],
+                    config.evaluation,
+                    name=own,
+                    split=_SPLIT.value,
+                    shots=shots,
+                    mesh=mesh,
+                    breakdown=True,
+                    keep=None if file is None else lambda line: file.write(line.to_json()),
+                )
     shown = rows + scored
     if share < 1:
         scored = [{**row, "interpolation": share} for row in scored]

@@ -85,13 +85,13 @@ def answer(
         )
         found = [Prediction(item.completion, references=right) for item, right in some]
         if needs != {"generated"}:
-            scores = _scores(model, own, asked, mesh)
+            scores = _scores(model, asked, mesh)
             found = [_with_scores(*each) for each in zip(found, own, asked, scores, strict=True)]
         if "calibrated" in needs:
             neutral = _neutral_scores(model, frames, own, asked, mesh)
             found = [p._replace(neutral_scores=n) for p, n in zip(found, neutral, strict=True)]
         if "generated" in needs:
-            texts = _generated(model, own, asked, new_tokens, mesh)
+            texts = _generated(model, asked, new_tokens, mesh)
             found = [p._replace(generated=t) for p, t in zip(found, texts, strict=True)]
         whole.predictions.extend(found)
         whole.prompt_tokens.extend(len(each.prompt) for each in asked)
@@ -121,15 +121,9 @@ def num_new_tokens(
     )
 
 
-def _scores(
-    model: LanguageModel, items: Sequence[Example], asked: Sequence[Asked], mesh: Mesh | None
-) -> list[ChoiceScores]:
-    found: dict[int, ChoiceScores] = {}
-    for members in _sharing(items, asked):
-        questions = [question for i in members if (question := asked[i].question) is not None]
-        scores = score_choices(model.structure, model.params, questions, mesh=mesh)
-        found |= dict(zip(members, scores, strict=True))
-    return [found[i] for i in range(len(items))]
+def _scores(model: LanguageModel, asked: Sequence[Asked], mesh: Mesh | None) -> list[ChoiceScores]:
+    questions = [each.question for each in asked if each.question is not None]
+    return score_choices(model.structure, model.params, questions, mesh=mesh)
 
 
 def _with_scores(
@@ -163,51 +157,30 @@ def _neutral_scores(
     The prompt without content is what Holtzman et al. 2021 call the domain premise; the
     exemplars stay, as in contextual calibration (Zhao et al. 2021).
     """
-    found: dict[tuple[str, int, Choices], tuple[float, ...]] = {}
     keys = [(e.template, a.shots, e.choices) for e, a in zip(items, asked, strict=True)]
-    for members in _sharing(items, asked):
-        first = {keys[i]: i for i in reversed(members)}
-        prompts = []
-        for (template, _, choices), i in first.items():
-            own = num_system_turns(items[i].messages)
-            end = len(asked[i].messages) + own - len(items[i].messages)
-            before = asked[i].messages[own:end]
-            question = {"role": "user", "content": neutral_prompt(frames[template])}
-            prompts.append(([*before, question], choices))
-        questions = encode_questions(model.chat, prompts)
-        scores = score_choices(model.structure, model.params, questions, mesh=mesh)
-        for key, score in zip(first, scores, strict=True):
-            found[key] = tuple(score.log_likelihoods.tolist())
-    return [found[key] for key in keys]
+    first = {keys[i]: i for i in reversed(range(len(keys)))}
+    prompts = []
+    for (template, _, choices), i in first.items():
+        own = num_system_turns(items[i].messages)
+        end = len(asked[i].messages) + own - len(items[i].messages)
+        before = asked[i].messages[own:end]
+        question = {"role": "user", "content": neutral_prompt(frames[template])}
+        prompts.append(([*before, question], choices))
+    questions = encode_questions(model.chat, prompts)
+    scores = score_choices(model.structure, model.params, questions, mesh=mesh)
+    found = dict(zip(first, scores, strict=True))
+    return [tuple(found[key].log_likelihoods.tolist()) for key in keys]
 
 
 def _generated(
-    model: LanguageModel,
-    items: Sequence[Example],
-    asked: Sequence[Asked],
-    new_tokens: int,
-    mesh: Mesh | None,
+    model: LanguageModel, asked: Sequence[Asked], new_tokens: int, mesh: Mesh | None
 ) -> list[str]:
-    texts: dict[int, str] = {}
-    sampling = Sampling(max_new_tokens=new_tokens)
-    for members in _sharing(items, asked):
-        found = generate_texts(
-            model.structure,
-            model.params,
-            model.chat,
-            [asked[i].prompt for i in members],
-            sampling,
-            stop_ids=model.stop_ids,
-            mesh=mesh,
-        )
-        texts |= dict(zip(members, found, strict=True))
-    return [texts[i] for i in range(len(items))]
-
-
-def _sharing(items: Sequence[Example], asked: Sequence[Asked]) -> list[list[int]]:
-    """Numbers of items with the same exemplars, which one call computes once for all of them."""
-    groups: dict[tuple[str, int], list[int]] = {}
-    for number, (item, question) in enumerate(zip(items, asked, strict=True)):
-        key = (item.template, question.shots) if question.shots else ("", 0)
-        groups.setdefault(key, []).append(number)
-    return list(groups.values())
+    return generate_texts(
+        model.structure,
+        model.params,
+        model.chat,
+        [each.prompt for each in asked],
+        Sampling(max_new_tokens=new_tokens),
+        stop_ids=model.stop_ids,
+        mesh=mesh,
+    )

@@ -1,6 +1,7 @@
-"""Rows of unequal length into few static shapes, and the prompt beginning that rows share."""
+"""Rows of unequal length into few static shapes, and the prompt beginnings that rows share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,13 @@ DECODE_TOKENS, DECODE_ROWS = (
     32,
 )  # the same of generation: a step costs little more for more rows
 MIN_PREFIX = 16  # a shorter common beginning is not worth a program of its own
+
+
+class Beginning(NamedTuple):
+    """Rows with the same leading tokens, which are computed once: their numbers, and how many."""
+
+    members: list[int]
+    shared: int
 
 
 class Group(NamedTuple):
@@ -43,15 +51,17 @@ def bucket(length: int) -> int:
     return -(-length // 2048) * 2048
 
 
-def groups(lengths: Sequence[int], shards: int, *, decoded: bool = False) -> Iterator[Group]:
+def groups(lengths: Mapping[int, int], shards: int, *, decoded: bool = False) -> Iterator[Group]:
     """Cuts rows, sorted by length, into groups of one shape each; long rows first.
-
-    Rows that will be `decoded` stay together even if their lengths differ much.
 
     The longest come first so that a lack of memory shows at once. A group that is not full
     has 1, 4, 16 ... rows per part of the mesh: one prompt does not cost a whole batch.
+
+    Args:
+        lengths: number of a row -> its tokens.
+        decoded: such rows stay together even if their lengths differ much.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = sorted(lengths, key=lambda i: (-lengths[i], i))
     at = 0
     while at < len(order):
         length = bucket(lengths[order[at]])
@@ -87,15 +97,46 @@ def real_slots(
     return real
 
 
-def common_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
-    """How many leading tokens all rows share, leaving each row one token at least."""
-    if not rows:
-        return 0
-    shared = min(len(row) for row in rows) - 1
-    for row in rows[1:]:
-        differs = np.flatnonzero(row[:shared] != rows[0][:shared])
-        shared = int(differs[0]) if len(differs) else shared
-    return shared if shared >= MIN_PREFIX else 0
+def beginnings(rows: Sequence[NDArray[np.int32]], cost: int) -> list[Beginning]:
+    """Cuts rows into parts so that computing each part's common beginning once saves the most.
+
+    Each row keeps one token at least. All rows are one part unless several save more.
+
+    Args:
+        cost: of a part, whose programs and batches are its own, in tokens: those of a full batch.
+
+    Example:
+        >>> task, other = np.full(300, 1, np.int32), np.full(300, 2, np.int32)
+        >>> rows = [np.append(task if i % 2 else other, np.int32(i)) for i in range(20)]
+        >>> [(len(part.members), part.shared) for part in beginnings(rows, 1024)]
+        [(10, 300), (10, 300)]
+        >>> beginnings(rows[:4], 1024)
+        [Beginning(members=[0, 1, 2, 3], shared=0)]
+    """
+    # Sorted, rows with a common beginning stand side by side: the best cuts follow one by one.
+    order = sorted(range(len(rows)), key=lambda i: rows[i].tobytes())
+    shared = np.array([_shared(rows[a], rows[b]) for a, b in pairwise(order)], np.int64)
+    saved, start = np.zeros(len(rows) + 1), [0] * (len(rows) + 1)
+    for end in range(1, len(rows) + 1):
+        least = np.minimum.accumulate(shared[: end - 1][::-1])
+        by_begin = saved[:end][::-1] - cost  # of a last part of 1, 2, ... rows
+        by_begin[1:] += np.where(least >= MIN_PREFIX, least, 0) * np.arange(1, end)
+        size = len(by_begin) - int(by_begin[::-1].argmax())  # the largest of equals
+        saved[end], start[end] = by_begin[size - 1], end - size
+    parts, end = [], len(rows)
+    while end:
+        begin = start[end]
+        common = int(shared[begin : end - 1].min()) if end - begin > 1 else 0
+        parts.append(Beginning(sorted(order[begin:end]), common if common >= MIN_PREFIX else 0))
+        end = begin
+    return parts[::-1]
+
+
+def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many leading tokens two rows share, leaving each one token at least."""
+    limit = min(len(a), len(b)) - 1
+    differs = np.flatnonzero(a[:limit] != b[:limit])
+    return int(differs[0]) if len(differs) else limit
 
 
 def compute_prefix(structure: Structure, params: Params, ids: NDArray[np.int32]) -> Prefix | None:

@@ -5,6 +5,7 @@ results.json. R[i][j] is the score of task j after stage i; stage 0 is the model
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -111,19 +112,14 @@ def backward_transfer(scores: Float[Array, "*R T J"], learned: Sequence[int]) ->
         >>> round(float(backward_transfer(R, [1, 2])), 3)  # 0.6 - 0.9; task 1 is the last one
         -0.3
     """
-    last = scores.shape[-2] - 1
-    earlier = [j for j, stage in enumerate(learned) if stage < last]
-    if not earlier:
-        raise ValueError("no task was learned before the last stage")
-    changes = [scores[..., last, j] - scores[..., learned[j], j] for j in earlier]
+    changes = [scores[..., -1, j] - scores[..., learned[j], j] for j in _earlier(scores, learned)]
     return np.mean(changes, axis=0)
 
 
 def forgetting(scores: Float[Array, "*R T J"]) -> Float[Array, "*R J"]:
     """F of each task: the best score before the last stage, minus that after it; positive is lost.
 
-    F_j = max over l < T of R[l][j] - R[T][j] (Chaudhry et al. 2018). Their average F is its
-    mean over the tasks learned before the last stage.
+    F_j = max over l < T of R[l][j] - R[T][j] (Chaudhry et al. 2018).
 
     Example:
         >>> R = np.array([[0.1, 0.1], [0.9, 0.2], [0.6, 0.8]])
@@ -131,6 +127,30 @@ def forgetting(scores: Float[Array, "*R T J"]) -> Float[Array, "*R J"]:
         [0.3, -0.6]
     """
     return scores[..., :-1, :].max(axis=-2) - scores[..., -1, :]
+
+
+def average_forgetting(
+    scores: Float[Array, "*R T J"], learned: Sequence[int]
+) -> Float[Array, "*R"]:
+    """Average F: the mean of `forgetting` over the tasks learned before the last stage.
+
+    Args:
+        learned: as for `backward_transfer`.
+
+    Example:
+        >>> R = np.array([[0.1, 0.1], [0.9, 0.2], [0.6, 0.8]])
+        >>> round(float(average_forgetting(R, [1, 2])), 3)
+        0.3
+    """
+    return forgetting(scores)[..., _earlier(scores, learned)].mean(axis=-1)
+
+
+def _earlier(scores: Float[Array, "*R T J"], learned: Sequence[int]) -> list[int]:
+    """The tasks that were learned before the last stage."""
+    earlier = [j for j, stage in enumerate(learned) if stage < scores.shape[-2] - 1]
+    if not earlier:
+        raise ValueError("no task was learned before the last stage")
+    return earlier
 
 
 def mean_change(scores: Float[Array, "*R T J"], before: int = 0) -> Float[Array, "*R"]:
@@ -147,11 +167,11 @@ def mean_change(scores: Float[Array, "*R T J"], before: int = 0) -> Float[Array,
 def matrix_entry(
     model: str, stages: Sequence[str], scores: Scores, learned: Sequence[int] = ()
 ) -> Row:
-    """R[i][j] with its intervals, F per task and BWT, as results.json of a study holds it.
+    """R[i][j] and F per task with intervals, means, as results.json of a study holds it.
 
     Args:
         stages: what to call them, "base" among them.
-        learned: as for `backward_transfer`; without it there is no BWT.
+        learned: as for `backward_transfer`; without it there is neither BWT nor average F.
     """
     low, high = np.quantile(scores.resampled, [0.025, 0.975], axis=0)
     entry = {
@@ -162,13 +182,25 @@ def matrix_entry(
         "values": scores.values.tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
-        "forgetting": forgetting(scores.values).tolist(),
-        "mean_change": scores.interval(mean_change)._asdict(),
+        "forgetting": [found._asdict() for found in scores.intervals(forgetting)],
     }
-    if any(stage < len(stages) - 1 for stage in learned):
-        transfer = scores.interval(lambda values: backward_transfer(values, learned))
-        entry["backward_transfer"] = transfer._asdict()
-    return entry
+    return entry | matrix_means(scores, learned)
+
+
+def matrix_means(scores: Scores, learned: Sequence[int], before: int = 0) -> Row:
+    """What a matrix says in one number each, with interval: mean change, BWT, average F.
+
+    Args:
+        learned: as for `backward_transfer`; without it there is mean change alone.
+        before: the stage that the mean change counts from.
+    """
+    means: dict[str, Callable[[Array], Array]] = {
+        "mean_change": partial(mean_change, before=before)
+    }
+    if any(stage < len(scores.values) - 1 for stage in learned):
+        means["backward_transfer"] = partial(backward_transfer, learned=learned)
+        means["average_forgetting"] = partial(average_forgetting, learned=learned)
+    return {name: scores.interval(function)._asdict() for name, function in means.items()}
 
 
 def changes(

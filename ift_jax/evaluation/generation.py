@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
+from ift_jax.evaluation import batching
 from ift_jax.evaluation.batching import (
+    Beginning,
     Group,
-    common_prefix,
+    beginnings,
     compute_prefix,
     groups,
     place_rows,
@@ -48,7 +50,7 @@ def generate(
 ) -> list[Tokens]:
     """The new tokens of each prompt, without the end token.
 
-    The beginning that all prompts share is computed once. A row's tokens do not depend on
+    What many prompts begin with is computed once for all of them. A row's tokens do not depend on
     the other rows: padding is masked, and samples are keyed by the prompt itself, see
     `sample_keys`.
 
@@ -61,24 +63,29 @@ def generate(
         InputError: for an empty prompt, or one that leaves no room in the context.
     """
     _check(structure, prompts, sampling)
-    # Under different adapters, equal beginnings are not equal.
-    shared = common_prefix(prompts) if adapter_rows is None else 0
-    prefix = compute_prefix(structure, params, prompts[0][:shared]) if shared else None
     outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(prompts)
-    rests = [len(prompt) - shared for prompt in prompts]
     keys = sample_keys(prompts)
-    for group in groups(rests, row_shards(mesh), decoded=True):
-        batch = _Batch.of(structure, prompts, keys, shared, group, sampling, mesh)
-        own = with_adapter_rows(params, adapter_rows, group, mesh)
-        every = CHECK_EVERY if ended else sampling.max_new_tokens
-        waiting = set(range(len(group.members)))
-        for new in _decoded(structure, own, prefix, batch, sampling, stop_ids, every):
-            for row in sorted(waiting):
-                tokens = outputs[group.members[row]] = _before_end(new[row], stop_ids)
-                if len(tokens) < new.shape[1] or (ended and ended(tokens)):
-                    waiting.remove(row)
-            if not waiting:
-                break
+    every = CHECK_EVERY if ended else sampling.max_new_tokens
+    shards = row_shards(mesh)
+    # Under different adapters, equal beginnings are not equal.
+    parts = [Beginning(list(range(len(prompts))), 0)]
+    if adapter_rows is None:
+        cost = batching.DECODE_TOKENS + batching.DECODE_ROWS * sampling.max_new_tokens
+        parts = beginnings(prompts, cost * shards)
+    for members, shared in parts:
+        prefix = compute_prefix(structure, params, prompts[members[0]][:shared]) if shared else None
+        rests = {m: len(prompts[m]) - shared for m in members}
+        for group in groups(rests, shards, decoded=True):
+            batch = _Batch.of(structure, prompts, keys, shared, group, sampling, mesh)
+            own = with_adapter_rows(params, adapter_rows, group, mesh)
+            waiting = set(range(len(group.members)))
+            for new in _decoded(structure, own, prefix, batch, sampling, stop_ids, every):
+                for row in sorted(waiting):
+                    tokens = outputs[group.members[row]] = _before_end(new[row], stop_ids)
+                    if len(tokens) < new.shape[1] or (ended and ended(tokens)):
+                        waiting.remove(row)
+                if not waiting:
+                    break
     return outputs
 
 
@@ -98,7 +105,7 @@ def generate_one(
         InputError: as `generate`.
     """
     _check(structure, [prompt], sampling)
-    [group] = groups([len(prompt)], row_shards(mesh), decoded=True)
+    [group] = groups({0: len(prompt)}, row_shards(mesh), decoded=True)
     batch = _Batch.of(structure, [prompt], sample_keys([prompt]), 0, group, sampling, mesh)
     own = with_adapter_rows(params, adapter_rows, group, mesh)
     for new in _decoded(structure, own, None, batch, sampling, stop_ids, STREAM_EVERY):

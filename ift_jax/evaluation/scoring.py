@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat, Message
 from ift_jax.errors import InputError
+from ift_jax.evaluation import batching
 from ift_jax.evaluation.batching import (
-    common_prefix,
+    Beginning,
+    beginnings,
     compute_prefix,
     groups,
     place_rows,
@@ -86,8 +88,8 @@ def score_choices(
     """How likely each choice of each question is.
 
     A row holds a prompt once and its choices side by side: a choice's tokens see the
-    prompt and themselves, and count their positions on from the prompt. What the prompts
-    of all questions begin with (instructions, exemplars) is computed once for all.
+    prompt and themselves, and count their positions on from the prompt. What many prompts
+    begin with (instructions, exemplars) is computed once for all of them.
 
     Args:
         adapter_rows: where each question is put to an adapter of its own,
@@ -100,26 +102,30 @@ def score_choices(
         if not len(question.prompt):
             raise InputError(f"question {number}: the prompt has no tokens")
     prompts = [question.prompt for question in questions]
-    # Under different adapters, equal beginnings are not equal.
-    shared = common_prefix(prompts) if adapter_rows is None else 0
-    prefix = compute_prefix(structure, params, questions[0].prompt[:shared]) if shared else None
-    lengths = [len(q.prompt) - shared + sum(map(len, q.choices)) for q in questions]
     results = [ChoiceScores(np.zeros(0), np.zeros(0, np.int64))] * len(questions)
-    room = max((sum(map(len, q.choices)) for q in questions), default=1)
-    for group in groups(lengths, row_shards(mesh)):
-        rows = _Rows.empty(group.rows, group.length, room)
-        owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
-        used = np.array([np.sum(branches >= 0) for branches in rows.branches], np.int32)
-        real = real_slots(structure, used, group, mesh)
-        placed = (place_rows(mesh, array) for array in rows)
-        own = with_adapter_rows(params, adapter_rows, group, mesh)
-        nll, correct = map(np.asarray, _target_nll(structure, own, prefix, real, *placed))
-        for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
-            size, count = len(owner), len(questions[member].choices)
-            results[member] = ChoiceScores(
-                -np.bincount(owner, nll[row, :size], count).astype(np.float64),
-                np.bincount(owner, correct[row, :size], count).astype(np.int64),
-            )
+    room = [sum(map(len, q.choices)) for q in questions]
+    shards = row_shards(mesh)
+    # Under different adapters, equal beginnings are not equal.
+    parts = [Beginning(list(range(len(prompts))), 0)]
+    if adapter_rows is None:
+        parts = beginnings(prompts, batching.BATCH_TOKENS * shards)
+    for members, shared in parts:
+        prefix = compute_prefix(structure, params, prompts[members[0]][:shared]) if shared else None
+        lengths = {m: len(prompts[m]) - shared + room[m] for m in members}
+        for group in groups(lengths, shards):
+            rows = _Rows.empty(group.rows, group.length, max(room))
+            owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
+            used = np.array([np.sum(branches >= 0) for branches in rows.branches], np.int32)
+            real = real_slots(structure, used, group, mesh)
+            placed = (place_rows(mesh, array) for array in rows)
+            own = with_adapter_rows(params, adapter_rows, group, mesh)
+            nll, correct = map(np.asarray, _target_nll(structure, own, prefix, real, *placed))
+            for row, (member, owner) in enumerate(zip(group.members, owners, strict=True)):
+                size, count = len(owner), len(questions[member].choices)
+                results[member] = ChoiceScores(
+                    -np.bincount(owner, nll[row, :size], count).astype(np.float64),
+                    np.bincount(owner, correct[row, :size], count).astype(np.int64),
+                )
     return results
 
 

@@ -134,7 +134,10 @@ def token_rows(fields: Fields, host: Host, saved: Sequence[Site], where: str) ->
             raise wrong("expected a list of tokens")
         size, width = table.out_shape
         if not all(type(token) is int and 0 <= token < size for token in ids):
-            raise wrong(f"expected tokens of 0 to {size - 1}")
+            raise wrong(
+                f"expected tokens of 0 to {size - 1}; if its base has more tokens, their tokenizer "
+                "must be in this folder"
+            )
         if not ids or len({*ids}) < len(ids) or table.name in {row.name for row in found}:
             raise wrong("expected different tokens")
         if table.name in {site.name for site in saved}:

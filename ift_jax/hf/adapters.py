@@ -5,13 +5,14 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
 from ift_jax.hf import folder
@@ -28,8 +29,32 @@ Tree = dict[str, Any]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def read_adapter(path: Path, host: Host) -> tuple[Adapter, Tree]:
-    """The adapter of a folder that peft, or `write_adapter`, wrote, and its arrays on the host.
+class Read(NamedTuple):
+    """What a folder holds, on the host.
+
+    Attributes:
+        adapter, arrays: as `LanguageModel.with_adapter` takes them.
+        tables: embedding and output matrix of the base itself, by our paths, where peft saved
+            them beside the adapter (save_embedding_layers, its default after a resize).
+    """
+
+    adapter: Adapter
+    arrays: Tree
+    tables: dict[str, NDArray[np.float32]]
+
+    def alone(self, path: str | Path) -> tuple[Adapter, Tree]:
+        """The adapter; it is refused if it brings tables, which others beside it do not have."""
+        if self.tables:
+            raise InputError(
+                f"{path}: holds the base's own {' and '.join(self.tables)} (peft's "
+                "save_embedding_layers), which other adapters do not share; load it by itself, or "
+                "save it with save_embedding_layers=False"
+            )
+        return self.adapter, self.arrays
+
+
+def read_adapter(path: Path, host: Host) -> Read:
+    """The adapter of a folder that peft, or `write_adapter`, wrote.
 
     Args:
         host: the model that it is for.
@@ -58,13 +83,60 @@ def read_adapter(path: Path, host: Host) -> tuple[Adapter, Tree]:
         sizes = (*shared["a"].shape, shared["b"].shape[1])
         shared["a"][...], shared["b"][...] = projections(plan.projection_seed, *sizes)
         stored = {TRAINED: arrays[TRAINED]}
-    _fill(entries(adapter, stored, host.tied, plan.ranks), tensors, path / _WEIGHTS)
+    wanted = list(entries(adapter, stored, host.tied, plan.ranks))
+    tables, beside, unused = _tables(adapter, host, tensors)
+    _fill([*wanted, *beside], tensors, path / _WEIGHTS, unused)
     for site in adapter.sites:
         for row, name in enumerate(site.names()):
             if name in plan.scalings:
                 factor = plan.scalings[name] / adapter.config.scaling
                 arrays[TRAINED]["layers"][site.module]["b"][row] *= np.float32(factor)
-    return adapter, arrays
+    return Read(adapter, arrays, tables)
+
+
+def _tables(
+    adapter: Adapter, host: Host, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, NDArray[np.float32]], list[Entry], set[str]]:
+    """Room for the base's own tables that a folder holds, their entries, and names to leave.
+
+    Where the adapter trained a table whole, peft saves it a second time, and what the base had in
+    its place, which nothing reads.
+    """
+    trained = {site.name for site in adapter.whole}
+    trained |= set(host.tied) if any(s.path == "embedding" for s in adapter.whole) else set()
+    made: dict[str, NDArray[np.float32]] = {}
+    found: list[Entry] = []
+    for path, names in _table_names(host).items():
+        own = [
+            _table_name(name, beside_rows)
+            for name in names
+            for beside_rows in (False, True)
+            if name not in trained and _table_name(name, beside_rows) in tensors
+        ]
+        if own:
+            site = next(site for site in host.tensors if site.path == path)
+            made[path] = np.zeros(site.out_shape, np.float32)
+            found += _table_entries(own, made[path])
+    again = ("original_module", "modules_to_save")
+    return made, found, {f"{PREFIX}{name}.{which}.weight" for name in trained for which in again}
+
+
+def _table_names(host: Host) -> dict[str, list[str]]:
+    """Of embedding and output matrix, by our paths, the modules that have them."""
+    return {
+        site.path: [site.name, *(host.tied if site.path == "embedding" else ())]
+        for site in host.tensors
+        if is_table(site)
+    }
+
+
+def _table_name(module: str, beside_rows: bool) -> str:
+    """The tensor of a module's whole table; where some of its rows are trained, it lies deeper."""
+    return f"{PREFIX}{module}{'.token_adapter.base_layer' if beside_rows else ''}.weight"
+
+
+def _table_entries(names: Sequence[str], table: NDArray[Any]) -> list[Entry]:
+    return [Entry(name, table, table.shape, tied=number > 0) for number, name in enumerate(names)]
 
 
 class NewTokens(NamedTuple):
@@ -90,7 +162,7 @@ def new_tokens(path: Path, num_tokens: int, host: Host) -> NewTokens:
         return NewTokens(())
     stored = folder.open_file(path / _WEIGHTS)
     tables = [site for site in host.tensors if is_table(site)]
-    names = [f"{PREFIX}{site.name}.weight" for site in tables]
+    names = [_table_name(site.name, beside) for site in tables for beside in (False, True)]
     num_rows = max((stored[name].shape[0] for name in names if name in stored), default=0)
     asked = folder.read_json(config).get("trainable_token_indices") or []
     lists = asked.values() if isinstance(asked, dict) else [asked]
@@ -119,6 +191,7 @@ def write_adapter(
     dtype: str,
     base_model: str,
     tokenizer: Any,
+    tables: Mapping[str, Any],
 ) -> None:
     """Writes a folder that peft loads: `PeftModel.from_pretrained(base, path)`.
 
@@ -131,6 +204,7 @@ def write_adapter(
         dtype: of the saved arrays.
         base_model: what the folder says it adapts, a hub id or a path.
         tokenizer: saved beside it, if not None.
+        tables: embedding and output matrix that are not those of the base model, by path.
 
     Raises:
         InputError: for a method that peft has no format for, and if the folder exists and is
@@ -143,9 +217,16 @@ def write_adapter(
     stored = jax.tree.map(np.asarray, own)
     if adapter.config.method == "prefix":
         stored = {TRAINED: {"virtual": joined(stored[TRAINED]["virtual"])[0]}}
+    wanted = list(entries(adapter, stored, host.tied, {}))
+    trained_whole = {site.path for site in adapter.whole}
+    with_rows = {row.path for row in adapter.rows}
+    for table, names in _table_names(host).items():
+        if table in tables and table not in trained_whole:
+            named = [_table_name(name, table in with_rows) for name in names]
+            wanted += _table_entries(named, np.asarray(tables[table]))
     tensors = {
         entry.name: np.ascontiguousarray(entry.stored().astype(jnp.dtype(dtype)))
-        for entry in entries(adapter, stored, host.tied, {})
+        for entry in wanted
     }
     with folder.new_folder(path) as partial:
         text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
@@ -155,9 +236,14 @@ def write_adapter(
             tokenizer.save_pretrained(partial)
 
 
-def _fill(wanted: Iterable[Entry], tensors: Mapping[str, StoredTensor], file: Path) -> None:
-    """Reads every entry, and refuses tensors that none of them is."""
-    used = set()
+def _fill(
+    wanted: Iterable[Entry],
+    tensors: Mapping[str, StoredTensor],
+    file: Path,
+    unused: Set[str],
+) -> None:
+    """Reads every entry, and refuses tensors that none of them is, but for those of no use."""
+    used = set(unused)
     for entry in wanted:
         name = entry.name
         if name not in tensors:
@@ -165,7 +251,9 @@ def _fill(wanted: Iterable[Entry], tensors: Mapping[str, StoredTensor], file: Pa
             raise InputError(f"{file}: the tensor {name} is missing{why}")
         shape = tuple(tensors[name].shape)
         if shape != entry.shape:
-            raise InputError(f"{file}: {name} has shape {shape}, expected {entry.shape}")
+            why = "; if its base has more tokens, their tokenizer must be in this folder"
+            why = why if entry.name.endswith((".embed_tokens.weight", "lm_head.weight")) else ""
+            raise InputError(f"{file}: {name} has shape {shape}, expected {entry.shape}{why}")
         value = tensors[name].load().astype(np.float32)
         if not entry.tied:
             entry.fill(value)
@@ -173,7 +261,4 @@ def _fill(wanted: Iterable[Entry], tensors: Mapping[str, StoredTensor], file: Pa
             raise InputError(f"{file}: {name} differs from the embedding, to which it is tied here")
         used.add(name)
     for name in sorted(set(tensors) - used):
-        tables = ("embed_tokens", "lm_head")
-        resized = "; of a base with more tokens, save it with save_embedding_layers=False"
-        why = resized if any(part in tables for part in name.split(".")) else ""
-        raise InputError(f"{file}: the tensor {name} is not part of this adapter{why}")
+        raise InputError(f"{file}: the tensor {name} is not part of this adapter")

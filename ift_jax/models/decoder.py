@@ -183,7 +183,7 @@ class Layer(nnx.Module):
         # product would be a copy of the model.
         if isinstance(stored, Quantized):
             apply = jax.checkpoint(apply, policy=_POLICIES.nothing_saveable)
-        elif self.keeps_all and (stored.dtype != x.dtype or (adapter and adapter.parts)):
+        elif self.keeps_all and (stored.dtype != x.dtype or (adapter and adapter.makes_weights)):
             apply = jax.checkpoint(apply, policy=_PRODUCTS, prevent_cse=False)
         return apply(x, stored, None if adapter is None else self.adapter_arrays)
 

@@ -117,6 +117,11 @@ class Adapter:
         return self.size[0]
 
     @property
+    def makes_weights(self) -> bool:
+        """Whether training multiplies with weights that are cut from an array, or placed in it."""
+        return bool(self.parts) or (self.config.method == "dora" and self.config.dropout > 0)
+
+    @property
     def parts(self) -> tuple[Site, ...]:
         """Of `whole`, the linear layers that are not all of an array: `linear` places them."""
         return tuple(

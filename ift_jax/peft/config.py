@@ -58,7 +58,8 @@ class PeftConfig:
         init: "b_zero" or "a_zero" start that matrix at 0 and the other at random; "pissa"
             starts with the strongest singular directions of the weight and takes them out of
             the frozen part (Meng et al. 2024).
-        b_lr_ratio: how many times A's learning rate B gets (LoRA+, Hayou et al. 2024).
+        b_lr_ratio: how many times A's learning rate B gets (LoRA+, Hayou et al. 2024), and as in
+            peft magnitudes, and norms trained beside it.
         modules_to_save: weights that are trained whole beside the adapter, named as targets
             are: "embed_tokens", "lm_head", "norm".
         token_rows: tokens of which the rows of embedding and output matrix are trained beside

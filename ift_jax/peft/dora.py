@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ift_jax.peft import lora
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.method import Arrays, Linear, Method, dropped, stored
+from ift_jax.peft.method import Arrays, Linear, Method, dropped, scaled, stored
 from ift_jax.peft.sites import Shapes, Site, padded, replaced, taken
 
 
@@ -37,17 +37,17 @@ def linear(at: Linear, config: PeftConfig) -> Array:
         for site, arrays, fixed in zip(at.sites, at.arrays, at.frozen, strict=True)
     ]
     if at.key is None or not config.dropout:
-        gain = jnp.ones(at.out_shape, at.x.dtype)
+        gain = jnp.ones(at.out_shape)
         for site, own in zip(at.sites, gains, strict=True):
-            gain = replaced(gain, own.astype(at.x.dtype), site.cuts)
-        return lora.linear(at, config) * gain
+            gain = replaced(gain, own, site.cuts)
+        return scaled(lora.linear(at, config), gain)
     y = at.plain()
     for number, (site, gain) in enumerate(zip(at.sites, gains, strict=True)):
-        gain = gain.astype(at.x.dtype)
         x = dropped(at.x, config.dropout, at.key, number)
         own = jnp.tensordot(x, taken(at.weight, site.cuts), at.num_in)
         added = lora.product(x, at.arrays[number], at.num_in) * config.scaling
-        y = y + padded((gain - 1) * own + gain * added, site.cuts, at.out_shape)
+        change = scaled(own, gain - 1) + scaled(added, gain)
+        y = y + padded(change, site.cuts, at.out_shape)
     return y
 
 

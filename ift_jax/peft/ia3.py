@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.method import Arrays, Linear, Method
+from ift_jax.peft.method import Arrays, Linear, Method, scaled
 from ift_jax.peft.sites import Shapes, Site, replaced
 
 
@@ -39,12 +39,11 @@ def init(site: Site, config: PeftConfig, _: Array, weight: Array) -> tuple[Array
 def linear(at: Linear, _: PeftConfig) -> Array:
     """(x * l) W, or x W * l."""
     if scales_input(at.sites[0]):
-        scale = at.arrays[0]["scale"].astype(at.x.dtype)
-        return jnp.tensordot(at.x * scale, at.weight, at.num_in)
-    gain = jnp.ones(at.out_shape, at.x.dtype)
+        return jnp.tensordot(scaled(at.x, at.arrays[0]["scale"]), at.weight, at.num_in)
+    gain = jnp.ones(at.out_shape)
     for site, arrays in zip(at.sites, at.arrays, strict=True):
-        gain = replaced(gain, arrays["scale"].astype(at.x.dtype), site.cuts)
-    return at.plain() * gain
+        gain = replaced(gain, arrays["scale"], site.cuts)
+    return scaled(at.plain(), gain)
 
 
 def merged(weight: Array, site: Site, arrays: Arrays, _: Arrays, __: PeftConfig) -> Array:

@@ -102,6 +102,11 @@ def many_rows(x: Array, weight: Array, num_in: int) -> bool:
     return (x.size // inputs) * (inputs + outputs) > inputs * outputs
 
 
+def scaled(x: Array, gain: Array) -> Array:
+    """x times a gain near 1, of which bfloat16 would round a small change away."""
+    return (x.astype(jnp.float32) * gain).astype(x.dtype)
+
+
 def dropped(x: Array, rate: float, key: Array | None, number: int) -> Array:
     """x with a share of its entries at zero and the others larger by as much; x without a key."""
     if key is None or not rate:

@@ -135,11 +135,12 @@ def _matrix_table(matrix: Mapping[str, Any]) -> Table:
         )
     if "forgetting" in matrix:
         pairs = zip(metrics, matrix["forgetting"], strict=True)
-        rows.append(["forgetting F", *(_signed_number(m, value) for m, value in pairs)])
+        rows.append(["forgetting F", *(_signed({**found, "metric": m}) for m, found in pairs)])
         shades.append([0.0] * len(tasks))
     notes = []
     for name, words in (
         ("backward_transfer", "Backward transfer (BWT), the mean of R[T][i] − R[i][i] over i < T"),
+        ("average_forgetting", "Average F over the same tasks"),
         ("mean_change", "Mean change over the tasks that count"),
     ):
         if name in matrix:

@@ -40,7 +40,9 @@ Beside its rows a study's results.json may have (RESULTS):
     retained?  the tasks whose mean score is "retained score": the probes that count
     runs?      paths, relative to the folder, of workdirs whose curves, data and samples the
                report shows; scores come from the study's rows alone
-    matrices?  MATRIX each: values[i][j] is R[i][j], the score of tasks[j] after stages[i]
+    matrices?  MATRIX each: values[i][j] is R[i][j], the score of tasks[j] after stages[i];
+               forgetting[j] is F of tasks[j], average_forgetting its mean over the tasks that
+               backward_transfer is of
     changes?   CHANGE each: after minus before on the same items. `counted` is false where the
                model before tuning did not beat the majority baseline
     drift?     DRIFT each: a cheap early sign of forgetting, such as the distance of the weights
@@ -68,7 +70,8 @@ ROW = {
 MATRIX = {
     "model": str, "seed?": int, "stages": [str], "tasks": [str], "metrics": [str],
     "values": [[float]], "low?": [[float]], "high?": [[float]],
-    "backward_transfer?": SCORE, "forgetting?": [float], "mean_change?": SCORE,
+    "forgetting?": [SCORE], "backward_transfer?": SCORE, "average_forgetting?": SCORE,
+    "mean_change?": SCORE,
 }  # fmt: skip
 CHANGE = {
     "model": str, "task": str, "metric": str, "before": str, "after": str, **SCORE,

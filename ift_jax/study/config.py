@@ -19,7 +19,9 @@ class StudyRun:
             no validation.
         replay: tasks that it trains as well, with replay set; it needs
             {"data.mixture.replay_share": ...} in `config`.
-        config: further fields, by their dotted names: {"peft.method": "lora"}.
+        config: further fields, by their dotted names: {"peft.method": "lora"}. A run that goes on
+            from another has its weights as that left them, in floats, unless "model.quantize"
+            stands here.
         train_sizes: a run for each of these numbers of training examples of the study's task: a
             learning curve.
         scores: the tasks that it is scored on; () is the study's task and all probes.

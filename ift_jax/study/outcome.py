@@ -10,10 +10,9 @@ from typing import Any
 
 from ift_jax.config import RunConfig
 from ift_jax.evaluation.forgetting import (
-    backward_transfer,
     changes,
     matrix_entry,
-    mean_change,
+    matrix_means,
     probes,
     score_matrix,
 )
@@ -201,7 +200,6 @@ def _matrix(
     chain = _chain(model, models)
     scores = score_matrix([one.lines for one in chain])
     trained = [(), *(one.plan[0].trains for one in chain[1:])]
-    last = len(chain) - 1
     learned = [
         next((i for i, tasks in enumerate(trained) if task in tasks), 0) for task in scores.tasks
     ]
@@ -215,12 +213,7 @@ def _matrix(
     del entry["mean_change"]
     if kept:
         own = scores.subset([task for task, _ in kept])
-        change = own.interval(lambda values: mean_change(values, last - 1))
-        entry["mean_change"] = change._asdict()
-        stages = [stage for _, stage in kept]
-        if min(stages) < last:
-            transfer = own.interval(lambda values: backward_transfer(values, stages))
-            entry["backward_transfer"] = transfer._asdict()
+        entry |= matrix_means(own, [stage for _, stage in kept], before=len(chain) - 2)
     return entry
 
 

@@ -69,27 +69,38 @@ def make_plan(config: RunConfig, workdir: Path) -> list[Planned]:
     """
     _check_names(config)
     stages: dict[str, int] = {"": 0}
-    plan = []
+    plan: list[Planned] = []
     for number, run in enumerate(config.study.runs):
         stages[run.name] = stages[run.after] + 1
         for seed in config.study.seeds:
             after = f"{run.after}-seed{seed}" if run.after else ""
             for size in run.train_sizes or (0,):
                 size_name = f"-{size}" if size else ""
-                plan.append(
-                    Planned(
-                        key=f"{run.name}{size_name}-seed{seed}",
-                        run=run,
-                        seed=seed,
-                        train_size=size,
-                        config=_run_config(config, number, seed, size, workdir, after),
-                        after=after,
-                        stage=stages[run.name],
-                        trains=_trained(config, run),
-                        scores=run.scores or scored_tasks(config),
-                    )
+                made = Planned(
+                    key=f"{run.name}{size_name}-seed{seed}",
+                    run=run,
+                    seed=seed,
+                    train_size=size,
+                    config=_run_config(config, number, seed, size, workdir, after),
+                    after=after,
+                    stage=stages[run.name],
+                    trains=_trained(config, run),
+                    scores=run.scores or scored_tasks(config),
                 )
+                _check_quantized(made, plan)
+                plan.append(made)
     return plan
+
+
+def _check_quantized(made: Planned, plan: Sequence[Planned]) -> None:
+    """Weights that stand for codes of a few bits are not quantized again."""
+    kind = made.config.model.quantize
+    before = next((one for one in plan if one.key == made.after), None)
+    if kind != "none" and before is not None and before.config.model.quantize != "none":
+        raise InputError(
+            f"config.study.runs: {made.run.name}: config.model.quantize={kind!r}: the base of "
+            f"{made.run.after}, which it goes on from, is quantized; leave it out of either"
+        )
 
 
 def _trained(config: RunConfig, run: StudyRun) -> tuple[str, ...]:
@@ -140,6 +151,7 @@ def _run_config(
     tree["train"]["seed"] = seed
     if after:
         tree["model"]["path"] = str(run_folder(workdir, after).resolve())
+        tree["model"]["quantize"] = "none"  # as that run left it, unless this one's config says so
     if not run.replay:
         tree["data"]["mixture"]["replay_share"] = 0.0
     trained = _trained(config, run)
@@ -156,15 +168,9 @@ def _run_config(
     for name, value in run.config.items():
         _set_field(tree, name, value, where)
     try:
-        made = build_run_config(tree)
+        return build_run_config(tree)
     except InputError as error:
         raise InputError(f"config.study.runs: {run.name}: {error}") from error
-    if after and made.model.quantize != "none":
-        raise InputError(
-            f"config.study.runs: {run.name}: config.model.quantize={made.model.quantize!r} is for "
-            f"models that are loaded; {run.name} goes on from {run.after}"
-        )
-    return made
 
 
 def _set_field(tree: dict[str, Any], name: str, value: Any, where: str) -> None:

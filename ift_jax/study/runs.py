@@ -33,7 +33,16 @@ from ift_jax.study.outcome import (
 )
 from ift_jax.study.plan import Planned, make_plan, run_folder, scored_tasks
 from ift_jax.study.summary import summary_text
-from ift_jax.train.run import base_of, check_run, claim_workdir, load_base, tune, with_full_path
+from ift_jax.train.run import (
+    base_of,
+    check_batch,
+    check_frozen,
+    check_run,
+    claim_workdir,
+    load_base,
+    tune,
+    with_full_path,
+)
 
 
 def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
@@ -139,7 +148,7 @@ def _work(
     whole = pipeline.build(config.data, base.chat, known)
     names = scored_tasks(config)
     data = _only(whole, names)
-    _check(config, workdir, plan, todo, base, data, known)
+    _check(config, workdir, plan, todo, base, data, known, mesh)
     # Only now, so that a study that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
     told = _Progress(len(todo))
@@ -189,6 +198,7 @@ def _check(
     base: LanguageModel,
     data: pipeline.DataSet,
     known: pipeline.Known,
+    mesh: Mesh,
 ) -> None:
     """Refuses, before anything runs, what would fail later.
 
@@ -205,6 +215,8 @@ def _check(
             _check_kept(run_folder(workdir, planned.key), planned, plan, todo)
             continue
         try:
+            check_frozen(planned.config)
+            check_batch(planned.config, mesh)
             made = pipeline.build(planned.config.data, base.chat, known)
             made.counts()
             check_run(planned.config, base, made)

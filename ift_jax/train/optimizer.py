@@ -78,7 +78,8 @@ def make_optimizer(
     """Clipping, the update rule, weight decay and the schedule.
 
     Args:
-        b_lr_ratio: how many times the learning rate LoRA's matrices B get (LoRA+).
+        b_lr_ratio: how many times the learning rate LoRA's matrices B get (LoRA+), and scales and
+            shifts.
     """
     schedule = make_schedule(config, num_steps)
     rule = {
@@ -110,9 +111,12 @@ def make_optimizer(
 
 
 def _faster_b(updates: Any, ratio: float) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, u: u * ratio if path[-1] == jax.tree_util.DictKey("b") else u, updates
-    )
+    """The updates, those of every B, and as in peft of scales and shifts, times the ratio."""
+
+    def faster(path: Any, update: Any, matrix: bool) -> Any:
+        return update * ratio if path[-1].key == "b" or not matrix else update
+
+    return jax.tree_util.tree_map_with_path(faster, updates, is_matrix(updates))
 
 
 # Arrays of an adapter that scale or shift, told by their names; norms have theirs from the model.

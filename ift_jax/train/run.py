@@ -49,7 +49,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         InputError: for a config, file or workdir that cannot be used.
     """
     workdir = Path(workdir)
-    _check_frozen(config)
+    check_frozen(config)
     claim_workdir(with_full_path(config), workdir)
     results = workdir / "results.json"
     if results.exists():
@@ -91,10 +91,10 @@ def tune(
     Raises:
         InputError: as `train`.
     """
-    _check_frozen(config)
+    check_frozen(config)
     stored = with_full_path(config)
     claim_workdir(stored, workdir)
-    _check_batch(config, mesh)
+    check_batch(config, mesh)
     base = load_base(config, mesh)
     model = base.adapt(config.peft, seed=config.train.seed, mesh=mesh)
     del base
@@ -215,7 +215,7 @@ def final_scores(
     return baselines + base_rows + tuned_rows + between
 
 
-def _check_batch(config: RunConfig, mesh: Mesh) -> None:
+def check_batch(config: RunConfig, mesh: Mesh) -> None:
     parts = num_row_shards(mesh) * config.train.micro_batches
     sizes = {"train.batch_size": config.train.batch_size}
     if config.remedies.text_kl_weight:
@@ -247,7 +247,12 @@ def _check_new_tokens(config: RunConfig, model: LanguageModel) -> None:
                 )
 
 
-def _check_frozen(config: RunConfig) -> None:
+def check_frozen(config: RunConfig) -> None:
+    """Refuses full tuning of quantized weights.
+
+    Raises:
+        InputError: naming the field.
+    """
     if config.model.quantize != "none" and config.peft.method == "none":
         raise InputError(
             f"config.model.quantize={config.model.quantize}: full tuning changes all weights, and "

@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from peft import PeftModel
@@ -11,6 +12,7 @@ from torch_reference import torch_logits, torch_model
 from workplace import Workplace
 
 from ift_jax.checkpoint import load_workdir
+from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_pretrained
 
 IDS = np.random.default_rng(0).integers(2, 258, (2, 11))
@@ -96,6 +98,35 @@ def test_an_adapter_is_given_by_folder_or_workdir(place, tiny_llama):
     [text] = model.load_adapter(place.path / "a").generate(["Hello"], max_new_tokens=4)
     assert outcome.stdout == f"{text}\n"
     assert [text] != base
+
+
+def test_several_adapters_are_scored_beside_one_base(place, tiny_llama):
+    base = load_pretrained(tiny_llama)
+    for name, rank in (("one", 2), ("two", 4)):
+        tuned = base.adapt(PeftConfig(method="lora", rank=rank, init="a_zero"))
+        arrays = tuned.params["adapter"]
+        moved = jax.tree.map(lambda x: x + 0.3 * np.sin(np.arange(x.size).reshape(x.shape)), arrays)
+        tuned.with_params({**tuned.params, "adapter": moved}).save_adapter(place.path / name)
+    ask = ["evaluate", "--config=tiny.py", f"--model={tiny_llama}"]
+    alone = []
+    for name in ("one", "two"):
+        outcome = place.run(*ask, f"--adapter={name}", f"--output={name}.json", f"--name={name}")
+        assert outcome.status == 0, outcome.stderr
+        rows = json.loads((place.path / f"{name}.json").read_text())["rows"]
+        alone += [row for row in rows if row["model"] == name]
+    outcome = place.run(
+        *ask, "--adapter=one,two", "--output=both.json", "--predictions=items.jsonl"
+    )
+    assert outcome.status == 0, outcome.stderr
+    rows = json.loads((place.path / "both.json").read_text())["rows"]
+    assert [row for row in rows if row["model"] in ("one", "two")] == alone
+    items = [json.loads(line) for line in (place.path / "items.jsonl").read_text().splitlines()]
+    assert {item["model"] for item in items} == {"one", "two"}
+    by_model = [[i["scores"] for i in items if i["model"] == name] for name in ("one", "two")]
+    assert by_model[0] != by_model[1]
+    ask.append("--output=x.json")
+    assert "names one twice" in place.refusal(*ask, "--adapter=one,one")
+    assert "each has its path as name" in place.refusal(*ask, "--adapter=one,two", "--name=n")
 
 
 def test_the_adapter_of_a_run_is_for_the_base_of_that_run(place, tiny_llama):

@@ -5,6 +5,7 @@ import pytest
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation.forgetting import (
+    average_forgetting,
     backward_transfer,
     changes,
     forgetting,
@@ -35,6 +36,8 @@ def test_backward_transfer_by_hand():
 def test_forgetting_is_from_the_best_stage_and_not_from_the_first():
     # max(0.2, 0.9, 0.7) - 0.75, max(0.1, 0.2, 0.8) - 0.5, max(0.3, 0.3, 0.4) - 0.9
     assert forgetting(SEQUENCE) == pytest.approx([0.15, 0.3, -0.5])
+    # The last task has no later stage to be lost in.
+    assert average_forgetting(SEQUENCE, [1, 2, 3]) == pytest.approx(0.225)
     # Where a later stage helped an earlier task the two definitions part.
     helped = np.array([[0.5], [0.8], [0.6]])
     assert forgetting(helped) == pytest.approx([0.2])
@@ -136,10 +139,15 @@ def test_a_matrix_entry_is_what_a_report_reads(stages):
     values = np.array(entry["values"])
     assert entry["backward_transfer"]["value"] == pytest.approx(values[2, 0] - values[1, 0])
     assert entry["backward_transfer"]["high"] < 0
-    assert entry["forgetting"] == pytest.approx(list(values[:2].max(axis=0) - values[2]))
+    lost = entry["forgetting"]
+    assert [f["value"] for f in lost] == pytest.approx(list(values[:2].max(axis=0) - values[2]))
+    # The first task alone was learned before the last stage: its F is the average.
+    assert entry["average_forgetting"] == lost[0]
+    assert 0 < lost[0]["low"] < lost[0]["value"] < lost[0]["high"]
     assert (np.array(entry["low"]) < values).all()
     assert (values < np.array(entry["high"])).all()
-    assert "backward_transfer" not in matrix_entry("x", ["base", "a", "b"], score_matrix(stages))
+    without = matrix_entry("x", ["base", "a", "b"], score_matrix(stages))
+    assert not without.keys() & {"backward_transfer", "average_forgetting"}
 
 
 def test_changes_say_which_probes_count(stages):

@@ -88,6 +88,21 @@ def test_neither_batch_size_nor_prefix_sharing_changes_the_tokens(model, samplin
     assert run(model, SHARED, sampling) == expected
 
 
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+def test_prompts_of_several_kinds_share_their_own_beginnings(model, sampling, monkeypatch):
+    mixed = [prompts[i] for i in range(4) for prompts in (SHARED, PROMPTS)]
+    expected = run(model, mixed, sampling)
+    cut, found = batching.beginnings, []
+
+    def at_no_cost(rows, _):
+        found.extend(cut(rows, 8))
+        return found
+
+    monkeypatch.setattr(generation, "beginnings", at_no_cost)
+    assert run(model, mixed, sampling) == expected
+    assert [0, 2, 4, 6] in [part.members for part in found if part.shared]
+
+
 def test_the_order_of_prompts_does_not_matter_to_greedy_generation(model):
     assert run(model, PROMPTS[::-1]) == run(model, PROMPTS)[::-1]
 

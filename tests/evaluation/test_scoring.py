@@ -1,5 +1,7 @@
 """Ranking by log-likelihood, against transformers scoring every full text on its own."""
 
+from itertools import pairwise
+
 import jax
 import numpy as np
 import pytest
@@ -67,7 +69,8 @@ def close(a, b, atol=1e-3):
 def test_scores_equal_those_of_each_text_alone_in_transformers(model, questions, expected):
     found = scores(model, questions)
     assert [len(row) for row in found] == [len(choices) for _, choices in ASKED]
-    assert batching.common_prefix([q.prompt for q in questions]) > batching.MIN_PREFIX
+    [whole] = batching.beginnings([q.prompt for q in questions], batching.BATCH_TOKENS)
+    assert whole.shared > batching.MIN_PREFIX
     close(found, expected)
 
 
@@ -154,7 +157,7 @@ def test_a_choice_that_merges_with_the_prompt_starts_where_all_texts_still_agree
 
 def test_rows_are_grouped_by_padded_length_and_every_row_once():
     lengths = [5, 900, 64, 65, 70, 3, 2000, 64]
-    found = list(batching.groups(lengths, shards=2))
+    found = list(batching.groups(dict(enumerate(lengths)), shards=2))
     assert sorted(i for group in found for i in group.members) == list(range(len(lengths)))
     for group in found:
         assert len(group.members) <= group.rows
@@ -167,7 +170,7 @@ def test_a_few_rows_do_not_cost_a_whole_batch(monkeypatch):
     monkeypatch.setattr(batching, "BATCH_TOKENS", 40 * batching.bucket(10))
 
     def rows(count, shards=1):
-        return [group.rows for group in batching.groups([10] * count, shards)]
+        return [group.rows for group in batching.groups(dict.fromkeys(range(count), 10), shards)]
 
     assert [rows(n) for n in (1, 2, 4, 5, 17, 40)] == [[1], [4], [4], [16], [40], [40]]
     assert rows(43) == [40, 4]
@@ -177,11 +180,85 @@ def test_a_few_rows_do_not_cost_a_whole_batch(monkeypatch):
 
 def test_a_common_beginning_leaves_each_row_a_token():
     row = np.arange(30, dtype=np.int32)
-    assert batching.common_prefix([row, row]) == 29
-    assert batching.common_prefix([row, row[:20]]) == 19
-    assert batching.common_prefix([row, np.where(row == 18, 99, row)]) == 18
-    assert batching.common_prefix([row, row[: batching.MIN_PREFIX]]) == 0  # too short to pay
-    assert batching.common_prefix([]) == 0
+
+    def shared(*rows):
+        [part] = batching.beginnings(rows, 1000)
+        assert part.members == list(range(len(rows)))
+        return part.shared
+
+    assert shared(row, row) == 29
+    assert shared(row, row[:20]) == 19
+    assert shared(row, np.where(row == 18, 99, row)) == 18
+    assert shared(row, row, row[: batching.MIN_PREFIX]) == 0  # too short to pay
+    assert shared(row) == 0
+    assert batching.beginnings([], 1000) == []
+
+
+def saved(rows, parts, cost):
+    """What is not computed twice, less what parts cost."""
+    assert sorted(i for part in parts for i in part.members) == list(range(len(rows)))
+    for part in parts:
+        first = rows[part.members[0]][: part.shared]
+        for i in part.members:
+            assert len(rows[i]) > part.shared
+            assert (rows[i][: part.shared] == first).all()
+    return sum(p.shared * (len(p.members) - 1) - cost for p in parts)
+
+
+def all_cuts(order):
+    """Every way to cut a list into parts that stand side by side."""
+    for where in range(2 ** (len(order) - 1)):
+        cuts = [i + 1 for i in range(len(order) - 1) if where >> i & 1]
+        yield [order[a:b] for a, b in pairwise([0, *cuts, len(order)])]
+
+
+@pytest.mark.parametrize("cost", [0, 20, 60, 1000])
+def test_beginnings_are_cut_where_that_saves_the_most(monkeypatch, cost):
+    """Against all cuts of sorted rows: in words that a few letters make, beginnings branch."""
+    monkeypatch.setattr(batching, "MIN_PREFIX", 2)
+    random = np.random.default_rng(cost)
+    for _ in range(20):
+        kinds = [random.integers(0, 2, 12, np.int32) for _ in range(3)]
+        rows = [
+            np.append(kinds[random.integers(3)][: random.integers(1, 13)], random.integers(0, 2, 3))
+            for _ in range(9)
+        ]
+        rows = [row.astype(np.int32) for row in rows]
+        found = saved(rows, batching.beginnings(rows, cost), cost)
+        best = -np.inf
+        for parts in all_cuts(sorted(range(9), key=lambda i: rows[i].tolist())):
+            shared = [common(rows, part) for part in parts]
+            tried = [batching.Beginning(*each) for each in zip(parts, shared, strict=True)]
+            best = max(best, saved(rows, tried, cost))
+        assert found == best
+
+
+def common(rows, part):
+    """Leading tokens that all rows of a part share, each keeping one."""
+    shared = min(len(rows[i]) for i in part) - 1
+    while len({rows[i][:shared].tobytes() for i in part}) > 1:
+        shared -= 1
+    return shared if len(part) > 1 and shared >= batching.MIN_PREFIX else 0
+
+
+def test_prompts_of_several_kinds_share_their_own_beginnings(model, questions, monkeypatch):
+    """Two kinds of long instructions, mixed: each is computed once, and scores are the same."""
+    random = np.random.default_rng(0)
+    kinds = [random.integers(5, 60, 400, np.int32) for _ in range(2)]
+    mixed = [
+        Question(np.concatenate([kinds[i % 2], q.prompt]), q.choices)
+        for i, q in enumerate([*questions, *questions])
+    ]
+    computed, inner = [], batching._prefix_cache
+
+    def watched(structure, params, tokens):
+        computed.append(tokens.shape)
+        return inner(structure, params, tokens)
+
+    monkeypatch.setattr(batching, "_prefix_cache", watched)
+    found = scores(model, mixed)
+    assert len(computed) == 2
+    close(found, [scores(model, [question])[0] for question in mixed])
 
 
 def test_device_memory_does_not_grow_with_the_number_of_questions(model, questions, monkeypatch):

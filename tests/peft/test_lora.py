@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from batches import packed_batch, random_examples
 from jaxprs import made_shapes
 from peft import LoraConfig
-from torch_peft import IDS, assert_parity, lora_tensors, shaken, torch_peft
+from torch_peft import (
+    IDS,
+    assert_parity,
+    in_bfloat16,
+    lora_tensors,
+    loraplus_groups,
+    shaken,
+    torch_peft,
+)
 
 from ift_jax.errors import InputError
 from ift_jax.peft.adapter import combine, separate
@@ -122,19 +129,12 @@ def test_pissa_equals_peft(base, tiny_llama):
 
 
 def test_a_faster_b_equals_peft_with_two_groups(base, tiny_llama):
-    from peft.optimizers import create_loraplus_optimizer
-
     model = shaken(base.adapt(lora(targets=("o_proj", "up_proj"), b_lr_ratio=2.0)))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj", "up_proj"])
-
-    def groups(reference):
-        made = create_loraplus_optimizer(
-            reference, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=2.0
-        )
-        return [{"params": g["params"], "lr": g["lr"]} for g in made.param_groups if g["params"]]
-
-    convert = lora_tensors(model)
-    assert_parity(model, torch_peft(tiny_llama, config), convert, groups=groups, b_lr_ratio=2.0)
+    assert_parity(
+        model, torch_peft(tiny_llama, config), lora_tensors(model), groups=loraplus_groups,
+        b_lr_ratio=2.0,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", ["many", "few"])
@@ -275,7 +275,7 @@ def test_meshes_agree_with_one_device(base, adapted, batch, sizes):
 
 def test_bfloat16_sees_changes_too_small_for_the_sum(base):
     """W + AB would round them away; A and B themselves stay in float32."""
-    model = load_pretrained_bfloat16(base).adapt(lora())
+    model = in_bfloat16(base).adapt(lora())
     trained, frozen = separate(model.params)
     small = jax.tree.map(lambda x: x, trained)
     for pair in small["layers"].values():
@@ -283,16 +283,6 @@ def test_bfloat16_sees_changes_too_small_for_the_sum(base):
     change = model.with_params(combine(small, frozen)).logits(IDS) - model.logits(IDS)
     assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
     assert float(jnp.abs(change).max()) > 0
-
-
-def load_pretrained_bfloat16(base):
-    from dataclasses import replace
-
-    from ift_jax.models.decoder import Compute, build
-
-    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), base.params)
-    structure = build(base.structure.config, Compute(dtype="bfloat16"))
-    return replace(base, structure=structure, params=params)
 
 
 def test_an_exported_adapter_is_merged(adapted, tmp_path):

@@ -1,6 +1,7 @@
 """The methods beside LoRA: their starts, what merging them gives, and the same in torch."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from torch_peft import (
     IDS,
     LORA,
     assert_parity,
+    in_bfloat16,
+    loraplus_groups,
     per_layer,
     shaken,
     torch_peft,
@@ -79,12 +82,17 @@ def test_what_no_weights_express_is_not_merged(base, name, tmp_path):
         model.save_pretrained(tmp_path / "out")
 
 
-def test_dora_equals_peft(base, tiny_llama):
+@pytest.mark.parametrize("b_lr_ratio", [1.0, 2.0])
+def test_dora_equals_peft(base, tiny_llama, b_lr_ratio):
+    """With LoRA+, magnitudes learn as fast as B."""
     model = shaken(base.adapt(CONFIGS["dora"]))
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=LINEAR, use_dora=True)
     name = "base_model.model.{}.lora_magnitude_vector.default.weight"
     convert = per_layer(model, {**LORA, "magnitude": (name, np.ravel)})
-    assert_parity(model, torch_peft(tiny_llama, config), convert)
+    groups = loraplus_groups if b_lr_ratio != 1 else None
+    assert_parity(
+        model, torch_peft(tiny_llama, config), convert, groups=groups, b_lr_ratio=b_lr_ratio
+    )
 
 
 def test_vera_equals_peft(base, tiny_llama):
@@ -320,6 +328,61 @@ def test_dora_with_dropout_drops_what_is_added_and_not_the_base(base):
     np.testing.assert_allclose(
         dropped.nll, loss_sums(base.structure, base.params, batch).nll, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("path", ["layers.mlp.gate_up", "layers.mlp.down"])
+@pytest.mark.parametrize("name", ["dora", "vera"])
+def test_dropout_changes_what_is_added_and_on_average_nothing(base, name, path):
+    """One layer away from its start: the mean over many draws is what comes without dropout."""
+    config = dataclasses.replace(CONFIGS[name], dropout=0.3)
+    model = shaken(base.adapt(config), size=0.3)
+    adapter, (group, array) = model.structure.adapter, path.split(".")[1:]
+    weight = model.params["layers"][group][array][0]
+    x = jax.random.normal(jax.random.key(5), (2, weight.shape[0]))
+
+    def output(key):
+        arrays = jax.tree.map(lambda a: a[0], adapter.layer_arrays(model.params, key))
+        return adapter.linear(path, x, weight, 1, arrays, adapter.shared_arrays(model.params))
+
+    whole, plain = output(None), jnp.tensordot(x, weight, 1)
+    drawn = jax.lax.map(output, jax.random.split(jax.random.key(0), 4000), batch_size=500)
+    added = float(jnp.abs(whole - plain).mean())
+    assert added > 0.05 * float(jnp.abs(plain).mean())
+    assert float(jnp.abs(drawn[0] - drawn[1]).mean()) > 0.1 * added
+    assert float(jnp.abs(drawn.mean(axis=0) - whole).mean()) < 0.1 * added
+
+
+@pytest.mark.parametrize("name", ["dora", "ia3"])
+def test_bfloat16_sees_gains_that_it_would_round_to_1(base, name):
+    model = in_bfloat16(base).adapt(CONFIGS[name])
+    trained, frozen = separate(model.params)
+    factor = {"magnitude": 1.003, "scale": 1.003}
+    moved = jax.tree_util.tree_map_with_path(
+        lambda path, a: a * factor.get(path[-1].key, 1.0), trained
+    )
+    assert jnp.bfloat16(1.003) == 1
+    change = model.with_params(combine(moved, frozen)).logits(IDS) - model.logits(IDS)
+    assert float(jnp.abs(change).max()) > 0
+
+
+@pytest.mark.parametrize("config", ["dora", "dora with dropout", "vera", "ia3"])
+def test_nothing_keeps_a_copy_of_a_weight(tiny_llama, config):
+    """Without remat, a weight that is cut or made for a product is made anew."""
+    name, _, dropout = config.partition(" ")
+    fields = dataclasses.replace(CONFIGS[name], dropout=0.1 if dropout else 0.0)
+    model = load_pretrained(tiny_llama, remat="none").adapt(fields)
+    trained, frozen = separate(model.params)
+    batch = packed_batch(random_examples(10))
+
+    def loss(trained):
+        params = combine(trained, frozen)
+        return loss_sums(model.structure, params, batch, None, jax.random.key(0)).nll
+
+    stacked, _ = made_shapes(jax.make_jaxpr(jax.grad(loss))(trained))
+    arrays = [x.shape for x in jax.tree.leaves(frozen["layers"]) if x.ndim > 2]
+    cut = {(3, *site.in_shape, *site.out_shape) for site in model.structure.adapter.sites}
+    assert len(cut) > 1
+    assert not stacked & {*arrays, *cut}
 
 
 def test_the_adapter_alone_can_be_exchanged(base):

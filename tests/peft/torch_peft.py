@@ -1,5 +1,6 @@
 """The same adapter in the PEFT library on torch: what logits, gradients and steps must equal."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch_reference import torch_logits, torch_model
 
 from ift_jax.batch import Batch
 from ift_jax.language_model import LanguageModel
+from ift_jax.models.decoder import Compute, build
 from ift_jax.peft.adapter import combine, separate
 from ift_jax.train.optimizer import OptimizerConfig, make_optimizer
 from ift_jax.train.step import Constants, gradient_sums, init_state, make_step
@@ -27,6 +29,13 @@ def shaken(model: LanguageModel, seed: int = 1, size: float = 0.1) -> LanguageMo
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return model.with_params(combine(jax.tree.unflatten(tree, moved), base))
+
+
+def in_bfloat16(base: LanguageModel) -> LanguageModel:
+    """The model with weights in bfloat16, computing in bfloat16."""
+    params = jax.tree.map(lambda p: p.astype("bfloat16"), base.params)
+    structure = build(base.structure.config, Compute(dtype="bfloat16"))
+    return dataclasses.replace(base, structure=structure, params=params)
 
 
 def torch_peft(folder: Path, config: Any) -> Any:
@@ -136,6 +145,14 @@ def _torch_loss(reference: Any, examples: Any, cut: int) -> torch.Tensor:
         )
         weight += int(trained[1:].sum())
     return total / weight
+
+
+def loraplus_groups(reference: Any) -> list[dict[str, Any]]:
+    """peft's groups of a model's parameters, in which some learn twice as fast."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    made = create_loraplus_optimizer(reference, torch.optim.AdamW, lr=RATE, loraplus_lr_ratio=2.0)
+    return [{"params": g["params"], "lr": g["lr"]} for g in made.param_groups if g["params"]]
 
 
 def per_layer(model: LanguageModel, names: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ MATRIX = {
     "model": "single", "stages": ["base", "probes"], "tasks": ["names"], "metrics": ["entity_f1"],
     "values": [[0.1], [0.9]],
 }  # fmt: skip
+LOST = {"value": 0.1, "low": 0.0, "high": 0.2}
 
 
 def workdir(path, files=()):
@@ -59,7 +60,7 @@ def test_a_workdir_needs_its_config_alone(tmp_path):
         ),
         (
             "results.json",
-            {"rows": [], "matrices": [{**MATRIX, "forgetting": [0.1, 0.2]}]},
+            {"rows": [], "matrices": [{**MATRIX, "forgetting": [LOST, LOST]}]},
             r"matrices\[0\]\.forgetting: expected 1 values",
         ),
         ("metrics.jsonl", '{"step": 1}\n{broken\n', r"metrics\.jsonl, line 2: not valid JSON"),

@@ -100,9 +100,11 @@ def test_the_matrix_holds_scores_transfer_and_forgetting(tmp_path):
     rows = {line[0]: line[1:] for line in found.rows}
     assert rows["after probes"][1] == "70 [65–75]"
     assert rows["after rating"][1] == "15 [10–20]"
-    assert rows["forgetting F"][:2] == ["−38.0", "+55.0"]
+    assert rows["forgetting F"][:2] == ["−38.0 [−44.0, −32.0]", "+55.0 [+49.0, +61.0]"]
     assert found.shades[1][1] == 0.7
     assert "−46.0 [−50.0, −42.0] percentage points" in found.notes[0]
+    assert found.notes[1].startswith("Average F")
+    assert "+46.0 [+42.0, +50.0] percentage points" in found.notes[1]
 
 
 def test_changes_per_task_have_intervals_and_what_does_not_count_is_grey(tmp_path):

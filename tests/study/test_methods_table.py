@@ -1,5 +1,6 @@
 """The table of PEFT methods beside a study, and the configs of such studies."""
 
+import dataclasses
 import runpy
 from itertools import pairwise
 from typing import get_args
@@ -26,14 +27,18 @@ def test_the_config_of_methods_has_them_all_from_one_start(tmp_path):
     plan = make_plan(config, tmp_path)
     assert reference_run(config).name == "full"
     methods = benchmark("peft_methods").methods_of(config, plan)
-    assert {peft.method for peft in methods.values()} == set(get_args(Method))
+    assert {setup.peft.method for setup in methods.values()} == set(get_args(Method))
+    assert {name for name, setup in methods.items() if setup.model != config.model} == {"qlora"}
+    assert methods["qlora"].model == dataclasses.replace(config.model, quantize="nf4")
     assert len(scored_tasks(config)) == 4
     differs = {name for planned in plan if planned.run.name in methods
                for name in planned.run.config}  # fmt: skip
-    assert all(name.startswith("peft.") or name == "optimizer.peak_lr" for name in differs)
+    assert differs - {"optimizer.peak_lr", "model.quantize"} == {
+        name for name in differs if name.startswith("peft.")
+    }
     some = shipped("methods:dora,ia3")
     assert [run.name for run in some.study.runs] == ["stage1", "full", "dora", "ia3"]
-    with pytest.raises(InputError, match="methods:lroa: no method 'lroa'; there are lora, dora"):
+    with pytest.raises(InputError, match="methods:lroa: no method 'lroa'; there are lora, qlora"):
         shipped("methods:lroa")
 
 
@@ -44,4 +49,4 @@ def test_the_larger_studies_go_on_from_the_short_one(tmp_path):
     ]
     for smaller, larger in pairwise(plans):
         assert {key: larger[key] for key in smaller} == smaller
-    assert plans[1].keys() - plans[0].keys() == {"dora-seed0", "ia3-seed0"}
+    assert plans[1].keys() - plans[0].keys() == {"dora-seed0", "ia3-seed0", "qlora-seed0"}

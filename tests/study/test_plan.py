@@ -11,6 +11,8 @@ from ift_jax.study.config import StudyConfig
 from ift_jax.study.outcome import reference_run
 from ift_jax.study.plan import make_plan
 
+QLORA = {"model.quantize": "int8", "peft.method": "lora"}
+
 
 def config(tmp_path, **study) -> RunConfig:
     return build_run_config(study_tree(tmp_path / "model", tmp_path, **study))
@@ -118,9 +120,8 @@ def test_others_are_compared_with_the_first_plain_tuning_scored_on_everything(tm
          "config.study.runs[0].config: train.seed is the study's to set, not a run's"),
         ({"runs": [{"name": "a", "config": {"evaluation.max_items": 1}}]},
          "evaluation.max_items is the study's to set"),
-        ({"runs": [{"name": "a"}, {"name": "b", "after": "a", "config": {
-            "model.quantize": "int8", "peft.method": "lora"}}]},
-         "config.study.runs: b: config.model.quantize='int8' is for models that are loaded; b"),
+        ({"runs": [{"name": "a", "config": QLORA}, {"name": "b", "after": "a", "config": QLORA}]},
+         "config.study.runs: b: config.model.quantize='int8': the base of a, which it goes on"),
         ({"runs": [{"name": "a", "config": {"train": {}}}]}, "config.train: is a section; set one"),
         ({"runs": [{"name": "a", "config": 3}]}, "config.study.runs[0].config: expected"),
     ],
@@ -130,3 +131,16 @@ def test_what_cannot_be_planned_is_named(tmp_path, study, says):
         make_plan(config(tmp_path, **study), tmp_path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_quantizes_what_it_goes_on_from_where_it_says_so(tmp_path):
+    tree = study_tree(
+        tmp_path / "model",
+        tmp_path,
+        runs=[{"name": "a", "config": {"peft.method": "lora"}},
+              {"name": "b", "after": "a"},
+              {"name": "c", "after": "b", "config": QLORA}],
+    )  # fmt: skip
+    tree["model"]["quantize"] = "nf4"
+    plan = make_plan(build_run_config(tree), tmp_path)
+    assert [planned.config.model.quantize for planned in plan] == ["nf4", "none", "int8"]
