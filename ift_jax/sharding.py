@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ift_jax.batch import Batch
 from ift_jax.errors import InputError
@@ -104,9 +104,15 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     )
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are cut."""
     return int(np.prod([mesh.shape[a] for a in RULES["rows"]]))
+
+
+def rows_are_cut() -> bool:
+    """Whether the mesh in use cuts rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and num_row_shards(mesh) > 1
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

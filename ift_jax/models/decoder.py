@@ -4,7 +4,7 @@
 dict of arrays, and `merge(structure, params)` is called inside jitted functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from ift_jax.models.layers import apply_rope, attend, packing_mask, rms_norm, ro
 from ift_jax.models.quantization import Quantized, dense
 from ift_jax.peft.adapter import TRAINED, Adapter, own_weights
 from ift_jax.peft.method import STORED
-from ift_jax.sharding import constrain
+from ift_jax.sharding import constrain, rows_are_cut
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
@@ -251,29 +251,33 @@ class Decoder(nnx.Module):
                 sees their keys and values, so results and gradients are the same.
         """
         mask = packing_mask(segment_ids)
-        x, cos, sin = self._enter(tokens, positions)
+        x, *turns = self._enter(tokens, positions)
         layer_of, stacked = self._stacked()
-        shared = None
-        if prefix is not None and prefix.size:
-            ones = jnp.ones_like(prefix)[None]
-            shared = self._enter(prefix[None], jnp.arange(prefix.size)[None])
-            shared_mask, seen_by_all = packing_mask(ones), ones[0] > 0
+        if prefix is None or not prefix.size:
 
-        def body(carry: tuple[Array, Any], xs: Any) -> tuple[Any, None]:
-            x, beginning = carry
-            layer_state, virtual = xs
-            layer = layer_of(layer_state)
-            seen = _joined(virtual)
-            if shared is not None:
-                q, k, v = layer.qkv(beginning, *shared[1:])
-                beginning = layer.finish(beginning, attend(q, k, v, shared_mask, seen))
-                seen = _joined(virtual, (k[0], v[0], seen_by_all))
-            q, k, v = layer.qkv(x, cos, sin)
-            x = layer.finish(x, attend(q, k, v, mask, seen))
-            return (constrain(x, "rows", None, None), beginning), None
+            def body(x: Array, xs: Any) -> tuple[Array, None]:
+                layer, seen = layer_of(xs[0]), _joined(xs[1])
+                x = layer.finish(x, attend(*layer.qkv(x, *turns), mask, seen))
+                return constrain(x, "rows", None, None), None
 
-        start = (x, None if shared is None else shared[0])
-        (x, _), _ = jax.lax.scan(_remat(body, self.compute.remat), start, (stacked, self.virtual))
+            x, _ = jax.lax.scan(_remat(body, self.compute.remat), x, (stacked, self.virtual))
+            return self._leave(x)
+
+        beginning, *first_turns = self._enter(prefix[None], jnp.arange(prefix.size)[None])
+        first_mask = packing_mask(jnp.ones_like(prefix)[None])
+        every = jnp.ones(prefix.size, bool)
+
+        def body_behind(pair: tuple[Array, Array], xs: Any) -> tuple[tuple[Array, Array], None]:
+            layer, seen = layer_of(xs[0]), _joined(xs[1])
+            first, rest = (pair[0], *first_turns), (pair[1], *turns)
+            (q0, k0, v0), (q, k, v) = _both(layer.qkv, first, rest)
+            shared = attend(q0, k0, v0, first_mask, seen)
+            own = attend(q, k, v, mask, _joined(xs[1], (k0[0], v0[0], every)))
+            beginning, x = _both(layer.finish, (pair[0], shared), (pair[1], own))
+            return (beginning, constrain(x, "rows", None, None)), None
+
+        body_behind = _remat(body_behind, self.compute.remat)
+        (_, x), _ = jax.lax.scan(body_behind, (beginning, x), (stacked, self.virtual))
         return self._leave(x)
 
     def score_states(
@@ -422,6 +426,24 @@ class Decoder(nnx.Module):
 
     def _leave(self, x: Array) -> Array:
         return rms_norm(x, self.final_norm[...], self.config.norm_epsilon)
+
+
+def _both(function: Callable[..., Any], first: Sequence[Any], rest: Sequence[Any]) -> Any:
+    """A function of tokens, of a beginning [1, T0, ...] and of rows [B, S, ...].
+
+    In one call, whose matrix multiplies read each weight once and give its gradient once. Two
+    where a mesh cuts the rows, since joined tokens would have to travel between its parts.
+    """
+    if rows_are_cut():
+        return function(*first), function(*rest)
+    size, shape = first[0].shape[1], rest[0].shape[:2]
+    joined = [
+        jnp.concatenate([x, y.reshape(1, -1, *y.shape[2:])], axis=1)
+        for x, y in zip(first, rest, strict=True)
+    ]
+    made = function(*joined)
+    beginning = jax.tree.map(lambda x: x[:, :size], made)
+    return beginning, jax.tree.map(lambda x: x[0, size:].reshape(*shape, *x.shape[2:]), made)
 
 
 def _joined(virtual: Virtual | None, *more: Seen | None) -> Seen | None:
