@@ -13,10 +13,10 @@ half-way back to stage 1, and LoRA. The learning curve starts from the model as 
 does.
 
 The sets are those of configs/data_sets.py. On two CPU cores a run takes some 10 to 20 minutes with
-its scores, so the first command, with one seed and a curve over 50 to 1,000 examples, takes about
-two hours. The second goes on from there, in the same folder, to DoRA, IA3 and QLoRA beside LoRA;
-the third to these, KL and L2-SP to stage 1, 4,000 examples and three seeds: a night's work.
-configs/methods.py compares all PEFT methods on fewer tasks.
+its scores, so the first command, with one seed and a curve over 50 to 1,000 examples, takes two
+hours or somewhat more. The second goes on from there, in the same folder, to DoRA, IA3 and QLoRA
+beside LoRA; the third to these, KL and L2-SP to stage 1, 4,000 examples and three seeds: a night's
+work. configs/methods.py compares all PEFT methods on fewer tasks.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
 60 translations and 30 summaries, whose scores are not shares of items. Differences between models
