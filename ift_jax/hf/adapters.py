@@ -84,7 +84,7 @@ def read_adapter(path: Path, host: Host) -> Read:
         shared["a"][...], shared["b"][...] = projections(plan.projection_seed, *sizes)
         stored = {TRAINED: arrays[TRAINED]}
     wanted = list(entries(adapter, stored, host.tied, plan.ranks))
-    tables, beside, unused = _tables(adapter, host, tensors)
+    tables, beside, unused = _tables(adapter, arrays, host, tensors)
     _fill([*wanted, *beside], tensors, path / _WEIGHTS, unused)
     for site in adapter.sites:
         for row, name in enumerate(site.names()):
@@ -95,12 +95,12 @@ def read_adapter(path: Path, host: Host) -> Read:
 
 
 def _tables(
-    adapter: Adapter, host: Host, tensors: Mapping[str, StoredTensor]
+    adapter: Adapter, arrays: Tree, host: Host, tensors: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, NDArray[np.float32]], list[Entry], set[str]]:
     """Room for the base's own tables that a folder holds, their entries, and names to leave.
 
     Where the adapter trained a table whole, peft saves it a second time, and what the base had in
-    its place, which nothing reads.
+    its place, which nothing reads. Trained rows of a tied table it saves for each module.
     """
     trained = {site.name for site in adapter.whole}
     trained |= set(host.tied) if any(s.path == "embedding" for s in adapter.whole) else set()
@@ -117,6 +117,11 @@ def _tables(
             site = next(site for site in host.tensors if site.path == path)
             made[path] = np.zeros(site.out_shape, np.float32)
             found += _table_entries(own, made[path])
+    for row in adapter.rows:
+        for module in host.tied if row.path == "embedding" else ():
+            name = f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
+            if name in tensors:
+                found.append(Entry(name, arrays[TRAINED]["rows"][row.path], row.shape, tied=True))
     again = ("original_module", "modules_to_save")
     return made, found, {f"{PREFIX}{name}.{which}.weight" for name in trained for which in again}
 
