@@ -12,13 +12,19 @@ With --predictions=P.jsonl it also keeps what the model answered to every item.
 import json
 import sys
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from ift_jax.commands.config_flag import define_config_flag, required, run_config, writable
 from ift_jax.data.config import SPLITS
 from ift_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from ift_jax.language_model import LanguageModel
+    from ift_jax.model_config import ModelConfig
 
 _CONFIG = define_config_flag()
 _MODEL = flags.DEFINE_string("model", "", "A folder, hub id, .gguf file or workdir.")
@@ -68,17 +74,13 @@ def main(_: list[str]) -> None:
         raise InputError(f"--adapter={','.join(adapters)}: names one twice")
     if _NAME.value and len(adapters) > 1:
         raise InputError(f"--name={_NAME.value}: of several adapters, each has its path as name")
-    import copy
-
     import jax
 
-    from ift_jax.checkpoint import load_workdir
     from ift_jax.data.pipeline import Known
     from ift_jax.data.prepared import load_data
     from ift_jax.evaluation.tasks import baseline_rows, evaluate
     from ift_jax.interpolation import check_share
     from ift_jax.model_config import is_workdir, locate
-    from ift_jax.pretrained import load_pretrained
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
     from ift_jax.train.selection import chosen_of
@@ -101,29 +103,8 @@ def main(_: list[str]) -> None:
     shots = shots or ([0] if is_tuned else list(config.evaluation.shots))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        types = config.model
-        if share < 1:
-            model = load_workdir(
-                folder, dtype=types.dtype, param_dtype=types.param_dtype, mesh=mesh, share=share
-            )
-        else:
-            model = load_pretrained(
-                path,
-                dtype=types.dtype,
-                param_dtype=types.param_dtype,
-                quantize="none" if is_run else types.quantize,  # a workdir knows its own
-                quantize_group=types.quantize_group,
-                mesh=mesh,
-            )
         name = _NAME.value or ("tuned" if is_tuned else "base")
-        if adapters:
-            names = adapters if len(adapters) > 1 else [name]
-            models = {
-                own: copy.copy(model).load_adapter(adapter)
-                for own, adapter in zip(names, adapters, strict=True)
-            }
-        else:
-            models = {name: model if is_run else model.with_new_tokens(types.new_tokens)}
+        models = _models(config.model, path, adapters, name, is_run=is_run, share=share, mesh=mesh)
         known: dict[int, Known] = {}  # by what an adapter's new tokens change
         data = {
             own: load_data(
@@ -152,3 +133,42 @@ def main(_: list[str]) -> None:
     written = {"rows": rows + scored, **written}
     output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print(results_table(shown))
+
+
+def _models(
+    types: "ModelConfig",
+    path: str,
+    adapters: list[str],
+    name: str,
+    *,
+    is_run: bool,
+    share: float,
+    mesh: "Mesh",
+) -> "dict[str, LanguageModel]":
+    """The models to score, by what their rows call them: one, or one an adapter."""
+    import copy
+
+    from ift_jax.checkpoint import load_workdir
+    from ift_jax.model_config import locate
+    from ift_jax.pretrained import load_pretrained
+
+    if share < 1:
+        model = load_workdir(
+            locate(path), dtype=types.dtype, param_dtype=types.param_dtype, mesh=mesh, share=share
+        )
+    else:
+        model = load_pretrained(
+            path,
+            dtype=types.dtype,
+            param_dtype=types.param_dtype,
+            quantize="none" if is_run else types.quantize,  # a workdir knows its own
+            quantize_group=types.quantize_group,
+            mesh=mesh,
+        )
+    if not adapters:
+        return {name: model if is_run else model.with_new_tokens(types.new_tokens)}
+    names = adapters if len(adapters) > 1 else [name]
+    return {
+        own: copy.copy(model).load_adapter(adapter)
+        for own, adapter in zip(names, adapters, strict=True)
+    }

@@ -164,17 +164,14 @@ def mean_change(scores: Float[Array, "*R T J"], before: int = 0) -> Float[Array,
     return (scores[..., -1, :] - scores[..., before, :]).mean(axis=-1)
 
 
-def matrix_entry(
-    model: str, stages: Sequence[str], scores: Scores, learned: Sequence[int] = ()
-) -> Row:
-    """R[i][j] and F per task with intervals, means, as results.json of a study holds it.
+def matrix_entry(model: str, stages: Sequence[str], scores: Scores) -> Row:
+    """R[i][j] and F per task with intervals, as results.json of a study holds it.
 
     Args:
         stages: what to call them, "base" among them.
-        learned: as for `backward_transfer`; without it there is neither BWT nor average F.
     """
     low, high = np.quantile(scores.resampled, [0.025, 0.975], axis=0)
-    entry = {
+    return {
         "model": model,
         "stages": list(stages),
         "tasks": list(scores.tasks),
@@ -184,7 +181,6 @@ def matrix_entry(
         "high": high.tolist(),
         "forgetting": [found._asdict() for found in scores.intervals(forgetting)],
     }
-    return entry | matrix_means(scores, learned)
 
 
 def matrix_means(scores: Scores, learned: Sequence[int], before: int = 0) -> Row:

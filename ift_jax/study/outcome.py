@@ -210,7 +210,6 @@ def _matrix(
         for task, metric, stage in zip(scores.tasks, scores.metrics, learned, strict=True)
         if task != target and (task, metric) in known
     ]
-    del entry["mean_change"]
     if kept:
         own = scores.subset([task for task, _ in kept])
         entry |= matrix_means(own, [stage for _, stage in kept], before=len(chain) - 2)

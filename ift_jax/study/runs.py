@@ -21,6 +21,7 @@ from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.language_model import LanguageModel
+from ift_jax.pretrained import load_configured
 from ift_jax.report.page import leave_report
 from ift_jax.sharding import make_mesh
 from ift_jax.study.config import StudyConfig
@@ -39,7 +40,6 @@ from ift_jax.train.run import (
     check_frozen,
     check_run,
     claim_workdir,
-    load_base,
     tune,
     with_full_path,
 )
@@ -143,7 +143,7 @@ def _work(
     mesh: Mesh,
 ) -> None:
     """All that is unfinished."""
-    base = load_base(config, mesh)
+    base = load_configured(config.model, mesh)
     known = pipeline.Known()
     whole = pipeline.build(config.data, base.chat, known)
     names = scored_tasks(config)

@@ -91,11 +91,10 @@ def tune(
     Raises:
         InputError: as `train`.
     """
-    check_frozen(config)
     stored = with_full_path(config)
     claim_workdir(stored, workdir)
     check_batch(config, mesh)
-    base = load_base(config, mesh)
+    base = load_configured(config.model, mesh)
     model = base.adapt(config.peft, seed=config.train.seed, mesh=mesh)
     del base
     data = load_data(config.data, model.chat, known)
@@ -167,14 +166,11 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         raise InputError(f"{workdir}: cannot be written ({error.strerror})") from error
 
 
-def load_base(config: RunConfig, mesh: Mesh) -> LanguageModel:
-    """The base model, its parameters on the mesh; an adapter of an earlier run is merged in."""
-    return load_configured(config.model, mesh)
-
-
 def base_of(config: RunConfig, mesh: Mesh, tuned: LanguageModel) -> LanguageModel:
     """The base model: what an adapter stands beside, else loaded again."""
-    return load_base(config, mesh) if tuned.structure.adapter is None else tuned.without_adapter()
+    if tuned.structure.adapter is not None:
+        return tuned.without_adapter()
+    return load_configured(config.model, mesh)
 
 
 def final_scores(
@@ -216,6 +212,11 @@ def final_scores(
 
 
 def check_batch(config: RunConfig, mesh: Mesh) -> None:
+    """Refuses batches that do not divide over the mesh and the micro-batches.
+
+    Raises:
+        InputError: naming the field.
+    """
     parts = num_row_shards(mesh) * config.train.micro_batches
     sizes = {"train.batch_size": config.train.batch_size}
     if config.remedies.text_kl_weight:

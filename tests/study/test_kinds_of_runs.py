@@ -34,9 +34,7 @@ def tree_of(model, files, **study):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_files(folder)
-    return folder
+    return write_files(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,7 @@ PARTS = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_files(folder)
-    return folder
+    return write_files(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +259,7 @@ def test_a_finished_study_shows_its_results_and_computes_nothing(
     finished, tiny_llama, files, monkeypatch, capsys
 ):
     workdir, results = finished
-    monkeypatch.setattr(runs, "load_base", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr(runs, "load_configured", lambda *_: pytest.fail("loaded a model"))
     assert study(build_run_config(study_tree(tiny_llama, files)), workdir) == results
     shown = capsys.readouterr().out
     for question in ("Does prompting help?", "How many examples suffice?", "What was forgotten?",

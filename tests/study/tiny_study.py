@@ -16,7 +16,8 @@ templates:
 """
 
 
-def write_files(folder: Path) -> None:
+def write_files(folder: Path) -> Path:
+    """The small data set of the tiny studies; returns its folder."""
     reviews = [{"review_body": f"Lamp {n}.", "star_rating": n % 5 + 1} for n in range(60)]
     # What is hot is tea and what is wet is rain, so that there is something to learn.
     topics = [
@@ -26,6 +27,7 @@ def write_files(folder: Path) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text(lines)
     (folder / "templates.yaml").write_text(TEMPLATES)
+    return folder
 
 
 def study_tree(model: Path, folder: Path, **study):
