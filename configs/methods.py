@@ -55,7 +55,14 @@ def get_config(methods=""):
             )
     config = _STUDY["get_config"]()
     config.data.tasks = tuple(t for t in config.data.tasks if t.name in ("rating", *_PROBES))
+    for task in config.data.tasks:
+        if task.name in _PROBES:
+            task.train_size = 150
     config.data.max_rejected = default_config().data.max_rejected
+    config.train.batch_size = 4
+    config.train.eval_every = 0
+    config.train.num_samples = 0
+    config.optimizer.peak_lr = 1e-4
     config.evaluation.shots = (0,)
     config.study.runs = (
         {"name": "stage1", "tasks": _PROBES},

@@ -2,6 +2,7 @@
 
     IFT_JAX_DATA=data ift study --config=study --workdir=runs/study
     IFT_JAX_DATA=data ift study --config=study:peft --workdir=runs/study
+    IFT_JAX_DATA=data ift study --config=study:remedies --workdir=runs/study
     IFT_JAX_DATA=data ift study --config=study:full --workdir=runs/study
     ift report --workdirs=runs/study --output=study.html
 
@@ -12,11 +13,12 @@ alone (stage 2), plainly, and with each remedy: replayed probes, all tasks at on
 half-way back to stage 1, and LoRA. The learning curve starts from the model as it is, as prompting
 does.
 
-The sets are those of configs/data_sets.py. On two CPU cores a run takes some 10 to 20 minutes with
-its scores, so the first command, with one seed and a curve over 50 to 1,000 examples, takes two
-hours or somewhat more. The second goes on from there, in the same folder, to DoRA, IA3 and QLoRA
-beside LoRA; the third to these, KL and L2-SP to stage 1, 4,000 examples and three seeds: a night's
-work. configs/methods.py compares all PEFT methods on fewer tasks.
+The sets are those of configs/data_sets.py. On two CPU cores a run takes some ten minutes with its
+scores, so the first command, with one seed and a curve over 50 to 1,000 examples, takes one and a
+half to two hours. The others go on from there, in the same folder: the second to DoRA, IA3 and
+QLoRA beside LoRA, the third to KL and L2-SP to stage 1, the last to three seeds, 4,000 examples and
+more points on the way back to stage 1: a night's work. configs/methods.py compares all PEFT methods
+on fewer tasks.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
 60 translations and 30 summaries, whose scores are not shares of items. Differences between models
@@ -39,7 +41,7 @@ def _task(name, source, **fields):
     if "test_source" in fields:
         fields["test_source"] = f"{_FOLDER}/{fields['test_source']}"
     source = tuple(f"{_FOLDER}/{one}" for one in ([source] if isinstance(source, str) else source))
-    sizes = {"train_size": 150, "validation_size": 20, "test_size": 100}
+    sizes = {"train_size": 100, "validation_size": 20, "test_size": 100}
     return task_config(name=name, source=source, **{**sizes, **fields})
 
 
@@ -66,7 +68,7 @@ def _tasks():
             templates="names",
             template_names=("Question about a name",),
             split_by=("text",),
-            train_size=150,
+            train_size=100,
             validation_size=20,
             test_size=100,
             metrics=("exact_match", "accuracy"),
@@ -143,9 +145,12 @@ def _tasks():
     )
 
 
+def _remedy(name, changes, **fields):
+    return {"name": name, "after": "stage1", "config": changes, **fields}
+
+
 def _adapter(method, peak_lr):
-    changes = {"peft.method": method, "optimizer.peak_lr": peak_lr}
-    return {"name": method, "after": "stage1", "config": changes}
+    return _remedy(method, {"peft.method": method, "optimizer.peak_lr": peak_lr})
 
 
 def _qlora():
@@ -153,18 +158,31 @@ def _qlora():
     return {**lora, "name": "qlora", "config": {**lora["config"], "model.quantize": "nf4"}}
 
 
+_MORE = {
+    "short": (),
+    "peft": (_adapter("dora", 1e-3), _adapter("ia3", 1e-2), _qlora()),
+    "remedies": (
+        _remedy("kl", {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2}),
+        _remedy("l2sp", {"remedies.l2sp_weight": 0.01}),
+    ),
+    "full": (),
+}
+
+
 def get_config(extent="short"):
-    if extent not in ("short", "peft", "full"):
-        raise InputError(f"--config=study:{extent}: expected study, study:peft or study:full")
+    if extent not in _MORE:
+        raise InputError(
+            f"--config=study:{extent}: expected study, study:peft, study:remedies or study:full"
+        )
     config = default_config()
     config.data.tasks = _tasks()
     config.data.max_length = 160
     config.data.on_too_long = "truncate"
     config.data.max_rejected = 0.9  # 67 of 77 intents
-    config.train.batch_size = 4
+    config.train.batch_size = 8
     config.train.eval_metrics = ("loss",)
-    config.train.eval_every = 100
-    config.optimizer.peak_lr = 1e-4
+    config.train.eval_every = 50
+    config.optimizer.peak_lr = 2e-4
     config.evaluation.shots = (0, 1, 5)
     # Text of other kinds than what is learned: it tells how far a model has moved.
     config.neutral.source = f"{_FOLDER}/dolly_short/dolly_short_6400.jsonl.gz"
@@ -177,38 +195,18 @@ def get_config(extent="short"):
             "after": "stage1",
             "interpolations": (0.25, 0.5, 0.75) if extent == "full" else (0.5,),
         },
-        {
-            "name": "replay",
-            "after": "stage1",
-            "replay": _PROBES,
-            "config": {"data.mixture.replay_share": 0.1},
-        },
-        {
-            "name": "multitask",
-            "after": "stage1",
-            "tasks": ("rating", *_PROBES),
-            "config": {"data.mixture.size": 1250},
-        },
+        _remedy("replay", {"data.mixture.replay_share": 0.1}, replay=_PROBES),
+        _remedy("multitask", {"data.mixture.size": 1000}, tasks=("rating", *_PROBES)),
         _adapter("lora", 1e-3),
         {
             "name": "curve",
             "train_sizes": (*sizes, 2000, 4000) if extent == "full" else sizes,
             "scores": ("rating",),
-            # Small batches, so that 50 examples make more than a few steps.
-            "config": {"train.batch_size": 2},
+            # Smaller batches, so that 50 examples make more than a few steps.
+            "config": {"train.batch_size": 4},
         },
+        *_MORE[extent],
     )
-    if extent in ("peft", "full"):
-        more = (_adapter("dora", 1e-3), _adapter("ia3", 1e-2), _qlora())
-        config.study.runs = (*config.study.runs, *more)
     if extent == "full":
         config.study.seeds = (0, 1, 2)
-        held = {
-            "kl": {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2},
-            "l2sp": {"remedies.l2sp_weight": 0.01},
-        }
-        config.study.runs = (
-            *config.study.runs,
-            *({"name": name, "after": "stage1", "config": c} for name, c in held.items()),
-        )
     return config

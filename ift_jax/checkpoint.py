@@ -15,6 +15,7 @@ from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
 from ift_jax.model_config import locate
 from ift_jax.models.decoder import Params, Remat
+from ift_jax.models.quantization import stored_kind
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_configured
@@ -245,6 +246,14 @@ def load_workdir_adapter(
         raise InputError(f"{workdir}: this run trained all weights; give it as the model itself")
     if not any_base:
         _check_base(workdir, run.model.path, model)
+        kind = stored_kind(model.params)
+        if kind != run.model.quantize:
+            print(
+                f"{workdir}: its adapter was trained beside weights stored as "
+                f"{run.model.quantize}, here they are {kind} (quantize): logits are not those of "
+                "its run",
+                file=sys.stderr,
+            )
     checkpoints = Checkpoints(workdir)
     try:
         return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)

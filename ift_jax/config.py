@@ -40,6 +40,8 @@ class TrainConfig:
         eval_items: validation examples of a task that are looked at; 0 for all.
         eval_metrics: what validation scores beside loss and token accuracy; () takes each
             task's own metrics, ("loss",) nothing more.
+        eval_tasks: whose metrics validation takes: of "all" tasks with a validation split, also
+            those that are not trained, or of the "trained" ones.
         select_by: what makes a checkpoint the best: validation "loss", or a metric, averaged
             over the tasks that are trained and scored by it.
         patience: stops after so many validations in a row that were no better than the best
@@ -58,6 +60,7 @@ class TrainConfig:
     eval_every: int = 0
     eval_items: int = 200
     eval_metrics: tuple[str, ...] = ()
+    eval_tasks: str = "all"
     select_by: str = "loss"
     patience: int = 0
     num_samples: int = 4
@@ -88,6 +91,10 @@ class TrainConfig:
         ):
             check_metrics(
                 [m for m in metrics if m != "loss"], f"config.train.{name}: loss, or a metric"
+            )
+        if self.eval_tasks not in ("all", "trained"):
+            raise InputError(
+                f"config.train.eval_tasks: expected all or trained, got {self.eval_tasks!r}"
             )
         if self.patience and not self.eval_every:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,7 @@ class LanguageModel:
             self.chat.prompt_ids(messages),
             _sampling(options),
             stop_ids=self.stop_ids,
+            mesh=self.mesh,
             adapter_rows=self.adapter_rows(None if adapter is None else [adapter], 1),
         )
 
@@ -154,15 +156,22 @@ class LanguageModel:
     ) -> list[str]:
         from ift_jax.evaluation.texts import generate_texts
 
-        return generate_texts(
-            self.structure,
-            self.params,
-            self.chat,
-            [self.chat.prompt_ids(messages) for messages in conversations],
-            _sampling(options),
-            stop_ids=self.stop_ids,
-            adapter_rows=self.adapter_rows(adapters, len(conversations)),
-        )
+        with nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return generate_texts(
+                self.structure,
+                self.params,
+                self.chat,
+                [self.chat.prompt_ids(messages) for messages in conversations],
+                _sampling(options),
+                stop_ids=self.stop_ids,
+                mesh=self.mesh,
+                adapter_rows=self.adapter_rows(adapters, len(conversations)),
+            )
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """What the weights lie on; None for one device."""
+        return getattr(self.params["embedding"].sharding, "mesh", None)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -259,8 +268,10 @@ class LanguageModel:
         """Puts an adapter beside the weights: a folder of peft or `save_adapter`, or a workdir.
 
         In place, and the model is returned. Where the weights are on a mesh, so is the adapter.
-        New tokens that it was trained with, and that the model does not have, are added; and
-        where peft saved the base's own embedding beside it, that stands in the model's place.
+        New tokens that it was trained with, and that the model does not have, are added; a
+        tokenizer in the folder, with its chat template, takes the place of the model's, if it
+        numbers the same tokens alike; and where peft saved the base's own embedding beside it,
+        that stands in the model's place.
 
         Raises:
             InputError: for an adapter that does not fit this model, see
@@ -270,6 +281,8 @@ class LanguageModel:
         if self.structure.adapter is None and self.tokenizer is not None:
             new = self._unknown_tokens(Path(path).expanduser())
             grown = self.with_new_tokens(new.texts, num_rows=new.num_rows)
+            if new.tokenizer is not None:
+                grown = dataclasses.replace(grown, tokenizer=new.tokenizer)
         found = grown._read_adapter(path)
         if found.tables:
             tables = {
@@ -289,7 +302,7 @@ class LanguageModel:
             from ift_jax.config import read_run_config
 
             return adapters.NewTokens(read_run_config(path).model.new_tokens)
-        return adapters.new_tokens(path, len(self.tokenizer), self._host())  # type: ignore[arg-type]
+        return adapters.new_tokens(path, self.tokenizer, self._host())
 
     def with_new_tokens(self, tokens: Sequence[str], *, num_rows: int = 0) -> "LanguageModel":
         """The model with more tokens; itself where it has them all.
@@ -322,7 +335,7 @@ class LanguageModel:
             )
         grown = dataclasses.replace(config, vocab_size=size)
         names: list[str] = [name for name in ("embedding", "output") if name in self.params]
-        mesh = getattr(self.params["embedding"].sharding, "mesh", None)
+        mesh = self.mesh
         where = {name: self.params[name].sharding for name in names}
         if mesh is not None:
             axes, shapes = decoder.param_axes(grown), decoder.param_shapes(grown)
@@ -399,7 +412,10 @@ class LanguageModel:
     def _read_adapter(self, path: str | Path, *, merged: bool = False) -> adapters.Read:
         """An adapter for these weights, in which it may be merged already."""
         if self.structure.adapter is not None:
-            raise InputError("the model has an adapter already; `merged()` works it in")
+            raise InputError(
+                f"{path}: the model has an adapter already, which `merged()` works in, or `ift "
+                "export --merge_adapter`; a run that went on from it is a model by itself"
+            )
         found = Path(path).expanduser()
         if is_workdir(found):
             from ift_jax.checkpoint import load_workdir_adapter
@@ -408,7 +424,7 @@ class LanguageModel:
         return adapters.read_adapter(found, self._host())
 
     def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
-        mesh = getattr(self.params["embedding"].sharding, "mesh", None)
+        mesh = self.mesh
         if mesh is None:
             arrays = jax.tree.map(jnp.asarray, arrays)
         else:

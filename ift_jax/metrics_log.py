@@ -14,16 +14,12 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 class MetricsLog:
     """Writes metrics.jsonl, samples.jsonl and tensorboard/ of a workdir.
 
-    A run that goes on from step `first` drops the lines of later steps, which it makes again.
-
-    Attributes:
-        steps: those that metrics.jsonl had lines of.
+    A run that goes on from step `first` drops the lines of later steps, which it makes again; one
+    that begins drops all.
     """
 
     def __init__(self, workdir: Path, first: int):
-        path = workdir / "metrics.jsonl"
-        self._file = _open_at(path, first)
-        self.steps = {line["step"] for line in self.lines(path)}
+        self._file = _open_at(workdir / "metrics.jsonl", first)
         self._samples = _open_at(workdir / "samples.jsonl", first)
         self._events = EventFileWriter(str(workdir / "tensorboard"))
 
@@ -57,7 +53,7 @@ class MetricsLog:
 
 
 def _open_at(path: Path, first: int) -> TextIO:
-    kept = [line for line in MetricsLog.lines(path) if line["step"] <= first]
+    kept = [line for line in MetricsLog.lines(path) if first and line["step"] <= first]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
     path.write_text(text, encoding="utf-8")
     return path.open("a", encoding="utf-8")

@@ -106,6 +106,7 @@ def test_a_source_is_one_file_or_several(source):
             "config.train.select_by: loss, or a metric: no metric 'f1'; there are",
         ),
         ({"eval_metrics": ("f1",)}, "config.train.eval_metrics: loss, or a metric: no metric 'f1'"),
+        ({"eval_tasks": "none"}, "config.train.eval_tasks: expected all or trained, got 'none'"),
         ({"eval_items": -1}, "config.train.eval_items: must not be negative"),
         ({"patience": -1}, "config.train.patience: must not be negative"),
         ({"patience": 2}, "config.train.patience=2: counts validations on the way; set eval_every"),

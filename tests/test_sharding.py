@@ -209,6 +209,27 @@ def test_a_checkpoint_is_loaded_onto_the_mesh(tiny_llama):
     )
 
 
+def test_a_model_on_a_mesh_answers_and_streams_over_it(tiny_llama, monkeypatch):
+    alone = load_pretrained(tiny_llama)
+    assert alone.mesh is None
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    model = load_pretrained(tiny_llama, mesh=mesh)
+    assert model.mesh == mesh
+    prompts = ["Lamps?", "Who said so, and when?"]
+    expected, meshes, place = alone.generate(prompts, max_new_tokens=6), [], generation.place_rows
+
+    def seen(mesh, x):
+        meshes.append(mesh)
+        return place(mesh, x)
+
+    monkeypatch.setattr(generation, "place_rows", seen)
+    assert model.generate(prompts, max_new_tokens=6) == expected
+    asked = [{"role": "user", "content": prompts[0]}]
+    pieces = list(model.stream(asked, max_new_tokens=6))
+    assert set(meshes) == {mesh}
+    assert "".join(pieces) == alone.reply(asked, max_new_tokens=6)
+
+
 def test_a_model_saved_from_a_mesh_is_the_model_loaded_onto_it(tiny_llama, tmp_path):
     model = load_pretrained(tiny_llama, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     model.save_pretrained(tmp_path / "out")

@@ -216,6 +216,65 @@ def test_tables_that_peft_saved_beside_an_adapter_take_the_place_of_the_base_s(
     assert "load it by itself" in str(caught.value)
 
 
+FORMAT = (
+    "{% for m in messages %}<turn>{{ m['role'] }}: {{ m['content'] }}</turn>{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant: {% endif %}"
+)
+
+
+def test_the_format_that_an_adapter_was_trained_in_comes_with_it(folder, tmp_path, capsys):
+    """As with TRL: new special tokens, and a chat template that has them, stand in the folder."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = load_pretrained(folder)
+    known = {**base.tokenizer.special_tokens_map}
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "</turn>"]})
+    tokenizer.chat_template = FORMAT
+    reference = torch_model(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.resize_token_embeddings(len(tokenizer))
+        peft.get_peft_model(
+            reference, peft.LoraConfig(r=2, target_modules=["q_proj"])
+        ).save_pretrained(tmp_path / "a")
+    tokenizer.save_pretrained(tmp_path / "a")
+    model = base.load_adapter(tmp_path / "a")
+    ends = model.tokenizer.convert_tokens_to_ids("</turn>")
+    assert model.chat.prompt_text([{"role": "user", "content": "x"}]) == (
+        "<turn>user: x</turn><turn>assistant: "
+    )
+    assert model.chat.end_of_turn_id == ends
+    assert ends in model.stop_ids
+    assert {259, ends} <= set(model.tokenizer.all_special_ids)
+    assert (
+        model.tokenizer.decode([*model.tokenizer.encode("a"), ends], skip_special_tokens=True)
+        == "a"
+    )
+    model.save_adapter(tmp_path / "again")
+    again = load_pretrained(folder).load_adapter(tmp_path / "again")
+    assert again.tokenizer.chat_template == FORMAT
+    assert again.tokenizer.all_special_ids == model.tokenizer.all_special_ids
+    assert known.items() <= {**again.tokenizer.special_tokens_map}.items()
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_a_tokenizer_beside_an_adapter_that_numbers_tokens_otherwise_is_not_used(
+    folder, tmp_path, capsys
+):
+    base = load_pretrained(folder)
+    expected = base.tokenizer.chat_template
+    base.adapt(PeftConfig(method="lora", rank=2)).save_adapter(tmp_path / "a")
+    text = (tmp_path / "a" / "tokenizer.json").read_text()
+    tokenizer = json.loads(text)
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = sorted(vocabulary)[:2]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (tmp_path / "a" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = load_pretrained(folder).load_adapter(tmp_path / "a")
+    assert model.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    assert model.tokenizer.chat_template == expected
+    assert "its tokenizer and chat template are not used, as token" in capsys.readouterr().err
+
+
 def test_tables_of_more_tokens_need_the_tokenizer_that_has_them(folder, resized, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(resized[0] / name, tmp_path)

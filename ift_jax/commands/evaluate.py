@@ -61,14 +61,18 @@ def main(_: list[str]) -> None:
     config = run_config(_CONFIG)
     path, output = required(_MODEL, "model"), writable(required(_OUTPUT, "output"))
     predictions = writable(_PREDICTIONS.value) if _PREDICTIONS.value else None
+    if predictions and predictions.resolve() == output.resolve():
+        raise InputError(f"--predictions={_PREDICTIONS.value}: is the file of --output, too")
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}: expected one of {', '.join(SPLITS)}")
     try:
         shots = [int(count) for count in _SHOTS.value]
     except ValueError:
         raise InputError(f"--shots={','.join(_SHOTS.value)}: expected numbers") from None
-    if min(shots, default=0) < 0:
-        raise InputError("--shots: expected numbers of 0 or more")
+    if min(shots, default=0) < 0 or len(set(shots)) < len(shots):
+        raise InputError(
+            f"--shots={','.join(_SHOTS.value)}: expected different numbers of 0 or more"
+        )
     adapters = [adapter for adapter in _ADAPTER.value if adapter]
     if len(set(adapters)) < len(adapters):
         raise InputError(f"--adapter={','.join(adapters)}: names one twice")
@@ -105,11 +109,9 @@ def main(_: list[str]) -> None:
     with jax.set_mesh(mesh):
         name = _NAME.value or ("tuned" if is_tuned else "base")
         models = _models(config.model, path, adapters, name, is_run=is_run, share=share, mesh=mesh)
-        known: dict[int, Known] = {}  # by what an adapter's new tokens change
+        known: dict[tuple[int, str], Known] = {}  # by what an adapter's folder may change
         data = {
-            own: load_data(
-                config.data, one.chat, known.setdefault(len(one.chat.tokenizer), Known())
-            )
+            own: load_data(config.data, one.chat, known.setdefault(_format(one), Known()))
             for own, one in models.items()
         }
         rows = baseline_rows(next(iter(data.values())), config.evaluation, split=_SPLIT.value)
@@ -133,6 +135,12 @@ def main(_: list[str]) -> None:
     written = {"rows": rows + scored, **written}
     output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print(results_table(shown))
+
+
+def _format(model: "LanguageModel") -> tuple[int, str]:
+    """What examples of models of one base differ by: the number of tokens, the chat template."""
+    tokenizer = model.chat.tokenizer
+    return len(tokenizer), str(tokenizer.chat_template)
 
 
 def _models(

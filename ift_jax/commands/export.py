@@ -44,10 +44,21 @@ def main(_: list[str]) -> None:
     run = read_run_config(workdir)
     if _MERGE.value and run.peft.method == "none":
         raise InputError("--merge_adapter: this run trained no adapter, but all weights")
-    model = load_workdir(workdir, which=_STEP.value, share=_INTERPOLATE.value)
+    share = _INTERPOLATE.value
+    if share < 1 and run.peft.method != "none":
+        tuned = load_workdir(workdir, which=_STEP.value)
+        tuned.checked_merge(_DTYPE.value or tuned.stored_dtype)
+        del tuned
+    model = load_workdir(workdir, which=_STEP.value, share=share)
     if model.structure.adapter is None or _MERGE.value:
         model.save_pretrained(output, dtype=_DTYPE.value)
     else:
+        if run.model.quantize != "none":
+            print(
+                f"the adapter was trained beside weights in {run.model.quantize}, and gives other "
+                "logits beside those of the base; --merge_adapter writes what was trained",
+                file=sys.stderr,
+            )
         model.save_adapter(output, base_model=_base_model(run.model.path), dtype=_DTYPE.value)
     print(f"wrote {output}")
 

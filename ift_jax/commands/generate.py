@@ -1,6 +1,7 @@
 """ift generate --model=M --prompt=T, or --prompts=F.jsonl --output=G.jsonl, or neither: a chat.
 
-Each line of F is an object with "prompt"; each line of G is that object with "completion".
+Each line of F is an object with "prompt"; each line of G is that object with "completion". The
+prompts of a file are divided among all devices, and with --fsdp and --tensor the weights, too.
 """
 
 import json
@@ -41,6 +42,10 @@ _STOP = flags.DEFINE_multi_string(
     "stop", [], "A text that ends an answer and is left out of it; may be given several times."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
+_FSDP = flags.DEFINE_integer("fsdp", 1, "Devices over which the weights are cut, as mesh.fsdp.", 1)
+_TENSOR = flags.DEFINE_integer(
+    "tensor", 1, "Devices over which layers and vocabulary are cut, as mesh.tensor.", 1
+)
 
 
 def main(_: list[str]) -> None:
@@ -48,6 +53,8 @@ def main(_: list[str]) -> None:
     path = required(_MODEL, "model")
     if _PROMPT.value and _PROMPTS.value:
         raise InputError("--prompt and --prompts exclude each other")
+    if _OUTPUT.value and not _PROMPTS.value:
+        raise InputError("--output is for the completions of --prompts; others are printed")
     output = writable(required(_OUTPUT, "output")) if _PROMPTS.value else None
     records = _read_prompts(_PROMPTS.value) if _PROMPTS.value else []
     from ift_jax.evaluation.sampling import Sampling
@@ -65,9 +72,20 @@ def main(_: list[str]) -> None:
         Sampling(**options)
     except InputError as error:
         raise InputError(f"--{error}") from error
-    from ift_jax.pretrained import load_pretrained
+    import jax
 
-    model = load_pretrained(path)
+    from ift_jax.pretrained import load_pretrained
+    from ift_jax.sharding import MeshConfig, make_mesh
+
+    parts, count = _FSDP.value * _TENSOR.value, jax.device_count()
+    if count % parts:
+        raise InputError(
+            f"--fsdp={_FSDP.value} --tensor={_TENSOR.value}: {count} devices do not divide so"
+        )
+    mesh = None
+    if parts > 1 or (records and count > 1):
+        mesh = make_mesh(MeshConfig(fsdp=_FSDP.value, tensor=_TENSOR.value))
+    model = load_pretrained(path, mesh=mesh)
     if _ADAPTER.value:
         model.load_adapter(_ADAPTER.value)
     if output:

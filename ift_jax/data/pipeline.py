@@ -290,7 +290,6 @@ def _task_card(task: TaskData) -> dict[str, Any]:
 def _split_card(examples: Chosen) -> dict[str, Any]:
     lengths, origins = examples.column("lengths"), examples.column("origins")
     shots, num_shots = np.unique(examples.column("shots"), return_counts=True)
-    digests = examples.column("digests").astype("<u8").tobytes()
     return {
         "records": len(np.unique(origins)),
         "examples": len(examples),
@@ -300,8 +299,14 @@ def _split_card(examples: Chosen) -> dict[str, Any]:
         "templates": examples.templates(),
         "shots": {str(count): int(n) for count, n in zip(shots, num_shots, strict=True)},
         "answers": dict(sorted(examples.answers().items())),
-        "content_hash": hashlib.blake2b(digests, digest_size=16).hexdigest(),
+        "content_hash": content_hash(examples),
     }
+
+
+def content_hash(examples: Chosen) -> str:
+    """Of a split's examples, in their order."""
+    digests = examples.column("digests").astype("<u8").tobytes()
+    return hashlib.blake2b(digests, digest_size=16).hexdigest()
 
 
 def write_card(data: DataSet, folder: Path) -> dict[str, Any]:

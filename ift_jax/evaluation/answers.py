@@ -75,7 +75,7 @@ def answer(
     Raises:
         InputError: as `ask`.
     """
-    new_tokens = num_new_tokens(model, items, needs, max_new_tokens)
+    new_tokens = num_new_tokens(model, items, references, needs, max_new_tokens)
     frames = template_frames(task, items) if "calibrated" in needs else {}
     whole = Answers([], [], [])
     for some in _some_at_once(zip(items, references, strict=True)):
@@ -109,15 +109,28 @@ def _some_at_once(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def num_new_tokens(
-    model: LanguageModel, items: Sequence[Example], needs: Set[Need], max_new_tokens: int
+    model: LanguageModel,
+    items: Sequence[Example],
+    references: Sequence[tuple[str, ...]],
+    needs: Set[Need],
+    max_new_tokens: int,
 ) -> int:
-    """How many tokens are generated at most: 0 if no metric reads them."""
+    """How many tokens are generated at most: 0 if no metric reads them.
+
+    Args:
+        references: of each item all right answers, () where its completion is the only one.
+    """
     if "generated" not in needs:
         return 0
+    right = (
+        (item.messages, one)
+        for item, accepted in zip(items, references, strict=True)
+        for one in accepted or (item.completion,)
+    )
     return max_new_tokens or 1 + max(
         int(encoded.trained.sum())
-        for some in _some_at_once(items)
-        for encoded in model.chat.encode((e.messages, e.completion) for e in some)
+        for some in _some_at_once(right)
+        for encoded in model.chat.encode(some)
     )
 
 

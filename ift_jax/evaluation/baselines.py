@@ -21,7 +21,8 @@ _BY_LABEL = {
     "mcc": "mcc",
 }
 _BY_CHANCE = ("accuracy", "accuracy_mean", "accuracy_calibrated", "exact_match")
-_DRAWS = 200  # of answers at random, where what they score on average has no simple formula
+# Of answers at random, where what they score on average has no simple formula.
+_DRAWS, _TEXT_DRAWS = 200, 20
 
 Named = list[tuple[str, Score]]
 
@@ -32,15 +33,18 @@ def majority_scores(
     references: Sequence[tuple[str, ...]],
     metrics: Sequence[str],
 ) -> Named:
-    """Metrics of always giving the most frequent answer of the training split.
+    """Metrics of always giving the most frequent answer; each template has its own.
 
-    Each template has its own, or that of all templates if the split does not know it.
+    Where answers are chosen it is that of the items themselves, so that no other constant answer
+    is right more often, however the training split was balanced. Free text has that of the
+    training split, or of all its templates if it does not know this one.
     """
-    train = task.splits["train"]
-    if not train:
+    chosen = all(e.choices for e in items)
+    counted = items if chosen else task.splits["train"]
+    if not counted:
         return []
     by_template: dict[str, Counter[str]] = defaultdict(Counter)
-    for example in train:
+    for example in counted:
         by_template[example.template][example.completion] += 1
     overall = most_frequent(sum(by_template.values(), Counter()))
     best = {template: most_frequent(counts) for template, counts in by_template.items()}
@@ -86,29 +90,36 @@ def copy_scores(
 
 
 def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
-    """What choosing at random scores on average: an exact value, with no interval around it."""
+    """What choosing at random scores on average, with no interval around it: exact for shares of
+    right answers, else the mean over some draws.
+    """
     if not all(e.choices for e in items):
         return []
     value = sum((e.completion in e.choices) / len(e.choices) for e in items) / len(items)
     found = {metric: value for metric in metrics if metric in _BY_CHANCE}
-    drawn = [metric for metric in metrics if metric in ("macro_f1", "mcc")]
-    if drawn:
-        generator = np.random.default_rng(0)
-        ranks = [generator.integers(0, len(e.choices), _DRAWS) for e in items]
-        runs = [
-            [
-                Prediction(e.completion, ranked=e.choices[rank[n]])
-                for e, rank in zip(items, ranks, strict=True)
-            ]
-            for n in range(_DRAWS)
-        ]
-        for metric in drawn:
+    for metric in metrics:
+        by_label = metric in ("macro_f1", "mcc")
+        if metric not in found and (by_label or _generates(metric)):
+            runs = _drawn(items, _DRAWS if by_label else _TEXT_DRAWS)
             counts = item_counts(METRICS[metric].items, runs)
             found[metric] = float(METRICS[metric].value(counts.sum(axis=1)).mean())
     return [
         (metric, Score(found[metric], found[metric], found[metric]))
         for metric in metrics
         if metric in found
+    ]
+
+
+def _drawn(items: Sequence[Example], count: int) -> list[list[Prediction]]:
+    """So many times a choice at random for every item."""
+    generator = np.random.default_rng(0)
+    drawn = [[e.choices[n] for n in generator.integers(0, len(e.choices), count)] for e in items]
+    return [
+        [
+            Prediction(e.completion, ranked=given[number], generated=given[number])
+            for e, given in zip(items, drawn, strict=True)
+        ]
+        for number in range(count)
     ]
 
 

@@ -238,6 +238,10 @@ def changes(
     return rows
 
 
+# What a model must beat to have something to lose.
+PROBE_BASELINES = {"majority": "the majority baseline", "random": "choosing at random"}
+
+
 class Probe(NamedTuple):
     """Whether a task can show forgetting, and why."""
 
@@ -250,7 +254,8 @@ class Probe(NamedTuple):
 def probes(rows: Iterable[Row], *, before: str = "base", shots: int = 0) -> list[Probe]:
     """Which tasks count as probes: the model can do them, so that there is something to lose.
 
-    One counts where the model before the tuning beats the majority baseline with intervals apart.
+    One counts where the model before the tuning beats the majority baseline, and choosing at
+    random where there are choices, with intervals apart.
 
     Args:
         rows: of results.json, baselines among them.
@@ -260,25 +265,29 @@ def probes(rows: Iterable[Row], *, before: str = "base", shots: int = 0) -> list
         InputError: if no row is that model's at these shots.
     """
     whole = [row for row in rows if not row.keys() & {"template", "class", "interpolation"}]
-    majority = {_item(row): row for row in whole if row["model"] == "majority"}
+    baselines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in whole:
+        if row["model"] in PROBE_BASELINES:
+            baselines.setdefault(_item(row), {})[row["model"]] = row
     found = [row for row in whole if row["model"] == before and row["shots"] == shots]
     if not found:
         raise InputError(f"no row is of model {before!r} at {shots} shots")
-    return [_probe(row, majority.get(_item(row))) for row in found]
+    return [_probe(row, baselines.get(_item(row), {})) for row in found]
 
 
 def _item(row: Row) -> tuple[str, str, str]:
     return row["task"], row["split"], row["metric"]
 
 
-def _probe(row: Row, baseline: Row | None) -> Probe:
+def _probe(row: Row, baselines: Mapping[str, Row]) -> Probe:
     task, metric = row["task"], row["metric"]
     if not METRICS[metric].higher_is_better:
         return Probe(task, metric, False, "less is better: no baseline to beat")
-    if baseline is None:
+    if "majority" not in baselines:
         return Probe(task, metric, False, "has no majority baseline")
-    said = f"{row['low']:.3f} at least, the majority baseline {baseline['high']:.3f} at most"
-    return Probe(task, metric, row["low"] > baseline["high"], said)
+    name, best = max(baselines.items(), key=lambda pair: pair[1]["high"])
+    said = f"{row['low']:.3f} at least, {PROBE_BASELINES[name]} {best['high']:.3f} at most"
+    return Probe(task, metric, row["low"] > best["high"], said)
 
 
 def _by_task(lines: Iterable[Line], where: str) -> dict[str, Runs]:

@@ -106,8 +106,12 @@ def resampled_values(
 
 
 def percentiles(values: Float[Array, "R"]) -> tuple[float, float]:
-    """The bounds of the 95 % percentile interval."""
-    low, high = np.quantile(values, [0.025, 0.975])
+    """The bounds of the 95 % percentile interval, over the resamples that have a value.
+
+    F1 of a class has none where the class is neither an answer nor given.
+    """
+    known = values[~np.isnan(values)]
+    low, high = np.quantile(known if known.size else values, [0.025, 0.975])
     return float(low), float(high)
 
 

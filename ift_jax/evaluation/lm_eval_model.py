@@ -55,7 +55,10 @@ class JaxModel(TemplateLM):
         self.tokenizer: Any = self.language_model.tokenizer
         self.tokenizer_name = path
         self.seed = seed
-        self.max_length = max_length or self.language_model.structure.context_length
+        context = self.language_model.structure.context_length
+        if max_length and max_length > context:
+            raise InputError(f"max_length={max_length}: the model reads {context} tokens at most")
+        self.max_length = max_length or context
 
     @property
     def eot_token_id(self) -> int:

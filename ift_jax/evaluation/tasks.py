@@ -54,11 +54,12 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if min(self.shots, default=0) < 0 or self.max_items < 0 or self.max_new_tokens < 0:
             raise InputError("config.evaluation: shots and counts must not be negative")
-        if not self.exemplar_seeds or len(set(self.exemplar_seeds)) < len(self.exemplar_seeds):
-            raise InputError(
-                "config.evaluation.exemplar_seeds: expected one or more different numbers, "
-                f"got {self.exemplar_seeds}"
-            )
+        if not self.exemplar_seeds:
+            raise InputError("config.evaluation.exemplar_seeds: expected one or more numbers")
+        for name in ("shots", "exemplar_seeds", "metrics", "interpolation"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(f"config.evaluation.{name}: expected each once, got {values}")
         check_metrics(self.metrics, "config.evaluation.metrics")
         for share in self.interpolation:
             check_share(share, "config.evaluation.interpolation")
@@ -164,7 +165,7 @@ def check_scoring(
                     exemplars(scored.task, template, count, seed)
         longest = max(scored.items, key=lambda e: sum(len(m["content"]) for m in e.messages))
         needs = scored.needs
-        new = num_new_tokens(model, scored.items, needs, config.max_new_tokens)
+        new = num_new_tokens(model, scored.items, scored.references, needs, config.max_new_tokens)
         most = max(shots, default=0)
         ask(model, scored.task, [longest], most, 0, scored=needs != {"generated"}, new_tokens=new)
 
@@ -172,8 +173,8 @@ def check_scoring(
 def baseline_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> list[Row]:
     """What needs no model, beside every score that it has a value for.
 
-    "majority" always gives the training split's most frequent answer, "copy" gives back the
-    input, and "random" is what choosing among the answer choices scores on average.
+    "majority" always gives the most frequent answer, "copy" gives back the input, and "random"
+    is what choosing among the answer choices scores on average.
     """
     rows = []
     for scored in _prepared(data, config, split):

@@ -128,6 +128,57 @@ _FORMATS = {
 }  # fmt: skip
 
 
+def _are_names(value: Any) -> bool:
+    return value is None or isinstance(value, str) or _are_all(value, str)
+
+
+def _are_all(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
+
+
+def _are_layers(value: Any) -> bool:
+    return value is None or type(value) is int or _are_all(value, int)
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether it is a number by pattern."""
+    return value is None or (
+        isinstance(value, dict) and all(type(one) in (int, float) for one in value.values())
+    )
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+# What a field must be, where what reads it takes that for granted.
+_SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("exclude_modules", "feedforward_modules", "target_modules"),
+        (_are_names, "a list of names, or a pattern"),
+    ),
+    **dict.fromkeys(("alpha_pattern", "rank_pattern"), (_are_numbers, "numbers by pattern")),
+    **dict.fromkeys(("lora_dropout", "vera_dropout"), (_is_rate, "0 to below 1")),
+    **dict.fromkeys(
+        ("save_projection", "use_dora", "use_rslora"),
+        (lambda value: isinstance(value, bool), "true or false"),
+    ),
+    "layers_to_transform": (_are_layers, "numbers of layers"),
+}
+
+
+def _check_shapes(fields: Fields, host: Host, where: str) -> None:
+    for name, (fits, words) in _SHAPES.items():
+        if name in fields and not fits(fields[name]):
+            raise InputError(f"{where}: {name}={fields[name]!r}; expected {words}")
+    asked = fields.get("layers_to_transform") or ()
+    for number in asked if isinstance(asked, list) else (asked or 0,):
+        if not 0 <= number < host.size[0]:
+            raise InputError(
+                f"{where}: layers_to_transform: {number} is not a layer; 0 to {host.size[0] - 1}"
+            )
+
+
 def read_plan(fields: Fields, host: Host, where: str) -> Plan:
     """The adapter that the fields describe for this model.
 
@@ -139,7 +190,7 @@ def read_plan(fields: Fields, host: Host, where: str) -> Plan:
             and for one that means what this model or our method does not have.
     """
     kind = fields.get("peft_type")
-    if kind not in _FORMATS:
+    if not isinstance(kind, str) or kind not in _FORMATS:
         raise InputError(f"{where}: peft_type={kind!r} is not supported; known: {_known()}")
     form = _FORMATS[kind]
     for name, value in fields.items():
@@ -150,6 +201,7 @@ def read_plan(fields: Fields, host: Host, where: str) -> Plan:
                 )
         elif name not in form.read | form.inert | _EVERY:
             raise InputError(f"{where}: unknown field {name}={value!r}; it may change the logits")
+    _check_shapes(fields, host, where)
     readers: dict[str, Callable[[Fields, Host, str], Plan]] = {
         "LORA": _read_lora,
         "VERA": _read_vera,

@@ -4,7 +4,9 @@
 `adapter_tensors` names the tensors.
 """
 
+import copy
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,20 +152,26 @@ class NewTokens(NamedTuple):
     Attributes:
         texts: in the order of their numbers, which go on from those that the model has.
         num_rows: of the tables that a folder stores whole; 0 where it does not.
+        tokenizer: with which, and with whose chat template, the adapter was trained; None where
+            that is not known to be another than the model's.
     """
 
     texts: tuple[str, ...]
     num_rows: int = 0
+    tokenizer: Any = None
 
 
-def new_tokens(path: Path, num_tokens: int, host: Host) -> NewTokens:
-    """What a folder brings rows of that a model of `num_tokens` tokens does not have.
+def new_tokens(path: Path, tokenizer: Any, host: Host) -> NewTokens:
+    """What a folder brings, rows of tokens and the tokenizer itself, for a model with `tokenizer`.
 
     Raises:
-        InputError: where its tokenizer does not number them on from those.
+        InputError: where its tokenizer does not number new tokens on from the model's.
     """
     config = path / _CONFIG
     if not config.exists() or not (path / _WEIGHTS).exists():
+        return NewTokens(())
+    theirs = folder.read_tokenizer(path)
+    if theirs is None:
         return NewTokens(())
     stored = folder.open_file(path / _WEIGHTS)
     tables = [site for site in host.tensors if is_table(site)]
@@ -172,19 +180,41 @@ def new_tokens(path: Path, num_tokens: int, host: Host) -> NewTokens:
     asked = folder.read_json(config).get("trainable_token_indices") or []
     lists = asked.values() if isinstance(asked, dict) else [asked]
     ids = [i for one in lists if isinstance(one, list) for i in one if isinstance(i, int)]
+    num_tokens = len(tokenizer)
     if num_rows <= tables[0].out_shape[0] and max(ids, default=0) < num_tokens:
-        return NewTokens(())
-    tokenizer = folder.read_tokenizer(path)
-    if tokenizer is None:
-        return NewTokens(())
-    more = sorted((number, text) for text, number in tokenizer.get_vocab().items()
+        return NewTokens((), 0, _trained_with(path, theirs, tokenizer))
+    more = sorted((number, text) for text, number in theirs.get_vocab().items()
                   if number >= num_tokens)  # fmt: skip
     if [number for number, _ in more] != [*range(num_tokens, num_tokens + len(more))]:
         raise InputError(
             f"{path}: its tokenizer has tokens {[n for n, _ in more]} beyond the model's "
             f"{num_tokens}; expected numbers without gaps"
         )
-    return NewTokens(tuple(text for _, text in more), num_rows)
+    texts = tuple(text for _, text in more)
+    return NewTokens(texts, num_rows, _trained_with(path, theirs, tokenizer, texts))
+
+
+def _trained_with(path: Path, theirs: Any, ours: Any, new: Sequence[str] = ()) -> Any:
+    """The folder's tokenizer, fit for the model: tokens alike, and no more than have rows.
+
+    One that numbers the model's tokens otherwise is not used, and stderr says so.
+    """
+    known, found = ours.get_vocab(), theirs.get_vocab()
+    other = next((text for text, number in known.items() if found.get(text) != number), None)
+    if other is not None:
+        print(
+            f"{path}: its tokenizer and chat template are not used, as token {other!r} has number "
+            f"{found.get(other)} there and {known[other]} in the model",
+            file=sys.stderr,
+        )
+        return None
+    if theirs.chat_template is None:
+        theirs.chat_template = ours.chat_template
+    if len(found) == len(known) + len(new):
+        return theirs
+    told = copy.deepcopy(ours)
+    told.chat_template = theirs.chat_template
+    return told
 
 
 def write_adapter(

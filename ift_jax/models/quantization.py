@@ -165,6 +165,12 @@ def dense_layers(weight: Array | Quantized) -> Float[Array, "L *inputs_outputs"]
     return jax.lax.map(lambda layer: dense(layer, jnp.float32), weight)
 
 
+def stored_kind(params: Any) -> str:
+    """What the weights are quantized to: int8, int4 or nf4; "none" for floats."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Quantized))
+    return next((leaf.kind for leaf in leaves if isinstance(leaf, Quantized)), "none")
+
+
 def dense_tree(params: Any) -> Any:
     """The parameters with the floats that quantized weights stand for."""
     return jax.tree.map(dense_layers, params, is_leaf=lambda x: isinstance(x, Quantized))

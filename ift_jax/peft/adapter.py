@@ -210,9 +210,13 @@ class Adapter:
         return _filled({TRAINED: _filled(trained), FROZEN: _filled(frozen)})
 
     def weights(self, params: Tree) -> Tree:
-        """The model's own weights in `params`, those trained whole in their places, not `parts`."""
+        """The model's own weights in `params`, those trained whole in their places, not `parts`.
+
+        These stay float32, of which the dtype of the others would round small steps away.
+        """
         sites = [site for site in self.whole if site not in self.parts]
-        return whole.placed(sites, params[TRAINED].get("whole", {}), own_weights(params))
+        trained = params[TRAINED].get("whole", {})
+        return whole.placed(sites, trained, own_weights(params), jnp.float32)
 
     def layer_arrays(self, params: Tree, key: Array | None) -> Tree:
         """What the scan over layers reads beside the weights: all arrays with L in front.

@@ -1,4 +1,5 @@
-"""The check of a merge: by the logits of a few random token sequences, in float32.
+"""The check of a merge: by the logits of a few random token sequences, in float32; tokens whose
+rows are trained are among them.
 
 Accepted is a change by 0.001 of the largest logit, and four times what a random change of all
 weights by half a unit in their last place does. Of what the adapter changes against the base,
@@ -31,6 +32,9 @@ def check(base: Model, adapted: Model, merged: Model, dtype: str = "") -> None:
     """
     c = base[0].config
     draws = np.random.default_rng(0).integers(0, c.vocab_size, (4, min(32, c.max_positions)))
+    adapter = adapted[0].adapter
+    rows = [token for row in (adapter.rows if adapter else ()) for token in row.ids]
+    draws.flat[: len(rows)] = rows[: draws.size]  # else hardly any of them is among the draws
     ids = jnp.asarray(draws)
 
     def logits(model: Model) -> NDArray[np.float32]:

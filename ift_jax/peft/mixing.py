@@ -82,6 +82,8 @@ def weighted(parts: Sequence[Part], weights: Sequence[float], combination: Combi
     """
     if len(weights) != len(parts) or not parts:
         raise InputError(f"expected a weight per adapter: {len(parts)}, got {len(weights)}")
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"expected weights that are numbers, got {list(weights)}")
     if all(adapter.config.method == "ia3" for adapter, _ in parts):
         return _added_scales(parts, weights)
     parts = [plain_lora(*part) for part in parts]

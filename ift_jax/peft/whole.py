@@ -36,10 +36,16 @@ def start(sites: Sequence[Site], weights: Tree) -> dict[str, Array]:
     return {site.module: jnp.array(read(weights, site), jnp.float32) for site in sites}
 
 
-def placed(sites: Sequence[Site], trained: dict[str, Array], weights: Tree) -> Tree:
-    """The weights' tree with the trained arrays in the places of those that they stand for."""
+def placed(
+    sites: Sequence[Site], trained: dict[str, Array], weights: Tree, dtype: Any = None
+) -> Tree:
+    """The weights' tree with the trained arrays in the places of those that they stand for.
+
+    Args:
+        dtype: of the arrays that are written into; default: their own.
+    """
     for site in sites:
-        weights = written(weights, site, trained[site.module])
+        weights = written(weights, site, trained[site.module], dtype)
     return weights
 
 
@@ -56,15 +62,20 @@ def part_of(stored: Any, site: Site) -> Array:
     return taken(array, site.cuts)
 
 
-def written(weights: Tree, site: Site, part: Array) -> Tree:
-    """The tree with other values at a site; the tree that came stays as it is."""
+def written(weights: Tree, site: Site, part: Array, dtype: Any = None) -> Tree:
+    """The tree with other values at a site; the tree that came stays as it is.
+
+    Args:
+        dtype: of the array that is written; default: as it was.
+    """
     whole = dense_layers(at_path(weights, site.path))
-    part = part.astype(whole.dtype)
+    dtype = dtype or whole.dtype
+    part = part.astype(dtype)
     if site.layers and len(site.layers) < whole.shape[0]:
-        rows = jnp.array(site.layers)
+        rows, whole = jnp.array(site.layers), whole.astype(dtype)
         part = whole.at[rows].set(replaced(whole[rows], part, site.cuts))
-    else:
-        part = replaced(whole, part, site.cuts)
+    elif site.cuts:
+        part = replaced(whole.astype(dtype), part, site.cuts)
     return _with(weights, site.path.split("."), part)
 
 

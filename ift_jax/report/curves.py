@@ -17,6 +17,7 @@ from ift_jax.report.elements import (
     and_more,
 )
 from ift_jax.report.inputs import Run
+from ift_jax.report.rows import entries
 from ift_jax.report.table import is_percent
 
 Points = list[tuple[float, float]]
@@ -25,6 +26,13 @@ Points = list[tuple[float, float]]
 _PAIRS = (
     ("Loss", "nats per token", "loss", "validation_loss"),
     ("Token accuracy", "percent", "token_accuracy", "validation_token_accuracy"),
+)
+_MOVED = (
+    ("Distance from the base", "of the base's weights, relative", "", "weight_drift"),
+    ("KL from the base on neutral text", "nats per token", "text_kl", "kl_from_base"),
+    ("KL from the base on the examples", "nats per token", "kl", ""),
+    ("L2-SP penalty", "nats per token", "l2sp", ""),
+    ("EWC penalty", "nats per token", "ewc", ""),
 )
 _TRAINING = (
     ("Learning rate", "learning rate", "learning_rate", ""),
@@ -37,7 +45,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     """Curves over steps, one colour a run, and a table of where they begin and end."""
     runs = [run for run in runs if run.metrics]
     shown = runs[:MAX_COLUMNS]
-    asked = [*_PAIRS, *_task_metrics(shown), *_TRAINING]
+    asked = [*_PAIRS, *_task_metrics(shown), *_MOVED, *_TRAINING]
     plots = [plot for one in asked if (plot := _plot(shown, *one))]
     notes = and_more(len(runs), len(shown), "workdirs, whose curves are not drawn")
     notes += and_more(len(plots), MAX_FIGURES, "metrics, whose curves are not drawn")
@@ -186,7 +194,7 @@ def costs_section(runs: Sequence[Run]) -> Section:
                 ],
             )
         )
-    studied = [cost for run in runs for cost in run.results.get("costs", [])]
+    studied = entries(runs, "costs")
     if studied:
         tables.append(_study_costs(studied))
     prompts = dict.fromkeys(_prompt_costs(runs))

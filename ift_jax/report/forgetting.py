@@ -13,6 +13,7 @@ from ift_jax.report.elements import (
     and_more,
 )
 from ift_jax.report.inputs import Run
+from ift_jax.report.rows import entries
 from ift_jax.report.scores import GREY, MAX_DOTS
 from ift_jax.report.table import is_percent, score_text
 
@@ -21,10 +22,10 @@ MAX_MATRICES = 24
 
 def forgetting_section(runs: Sequence[Run]) -> Section:
     """Changes with intervals as plots and tables, the matrices R[i][j], and drift."""
-    changes = [change for run in runs for change in run.results.get("changes", [])]
-    matrices = [matrix for run in runs for matrix in run.results.get("matrices", [])]
-    probes = [probe for run in runs for probe in run.results.get("probes", [])]
-    drift = [sign for run in runs for sign in run.results.get("drift", [])]
+    changes = entries(runs, "changes")
+    matrices = entries(runs, "matrices")
+    probes = entries(runs, "probes")
+    drift = entries(runs, "drift")
     methods = list(dict.fromkeys(map(_method, changes)))
     ends = [100 * c[key] for c in changes if is_percent(c["metric"]) for key in ("low", "high")]
     reach = (min([0, *ends]) - 3, max([0, *ends]) + 3)  # the same for all, to compare them
@@ -108,8 +109,8 @@ def _changes_table(changes: Sequence[Mapping[str, Any]]) -> Table:
     notes = and_more(len(rows), MAX_ROWS, "changes in results.json")
     if not all(change.get("counted", True) for change in changes):
         notes.append(
-            "A probe counts where the model before tuning beats the majority baseline with "
-            "intervals apart; the others are grey."
+            "A probe counts where the model before tuning beats the majority baseline and choosing "
+            "at random, with intervals apart; the others are grey."
         )
     return Table(
         "Change per task, after minus before, with 95 % intervals",

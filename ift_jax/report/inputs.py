@@ -44,7 +44,7 @@ Beside its rows a study's results.json may have (RESULTS):
                forgetting[j] is F of tasks[j], average_forgetting its mean over the tasks that
                backward_transfer is of
     changes?   CHANGE each: after minus before on the same items. `counted` is false where the
-               model before tuning did not beat the majority baseline
+               model before tuning did not beat the baselines
     drift?     DRIFT each: a cheap early sign of forgetting, such as the distance of the weights
                from the base or the KL divergence on neutral text, with its unit in `measure`
     probes?    PROBE each: which probes count for the model that the target is tuned from, and why
@@ -227,17 +227,21 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def distinct_names(folders: list[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart.
+    """Of each path the shortest end that no other has.
 
     Example:
-        >>> distinct_names([Path("/runs/a/x"), Path("/runs/b/x")])
-        ['a/x', 'b/x']
+        >>> distinct_names([Path("/runs/a/x"), Path("/runs/b/x"), Path("/runs/c")])
+        ['a/x', 'b/x', 'c']
     """
-    for length in range(1, max((len(folder.parts) for folder in folders), default=1)):
-        names = ["/".join(folder.parts[-length:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
+    return [_shortest_end(folder, folders) for folder in folders]
+
+
+def _shortest_end(folder: Path, folders: list[Path]) -> str:
+    for length in range(1, len(folder.parts)):
+        end = folder.parts[-length:]
+        if sum(other.parts[-length:] == end for other in folders) == 1:
+            return "/".join(end)
+    return str(folder)
 
 
 def check(value: Any, shape: Any, where: str) -> None:

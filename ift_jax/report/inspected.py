@@ -45,30 +45,39 @@ _MAIN_FIELDS = {
 
 def findings_section(runs: Sequence[Run]) -> Section:
     """What a study says, in sentences."""
-    found = [one for run in runs for one in run.results.get("findings", [])]
+    studies = [run for run in runs if run.results.get("findings")]
+    found = [
+        (f"{run.name}: {one['question']}" if len(studies) > 1 else one["question"], one["answer"])
+        for run in studies
+        for one in run.results["findings"]
+    ]
     return Section(
         "findings",
         "What the numbers say",
-        findings=[(one["question"], one["answer"]) for one in found[:MAX_ROWS]],
+        findings=found[:MAX_ROWS],
         notes=and_more(len(found), MAX_ROWS, "findings in results.json"),
     )
 
 
 def overview_section(runs: Sequence[Run]) -> Section:
-    """What was run: model, data and settings side by side, then every field that differs.
+    """What was run: model, data and main settings side by side."""
+    configs = [flat(run.config) for run in runs[:MAX_COLUMNS]]
+    rows = [["tasks", *(_tasks(run) for run in runs[:MAX_COLUMNS])]]
+    for field, words in _MAIN_FIELDS.items():
+        values = [_value(config, field) for config in configs]
+        if any(value != "–" for value in values):
+            rows.append([words, *values])
+    columns = ["", *(run.name for run in runs[:MAX_COLUMNS])]
+    more = and_more(len(runs), MAX_COLUMNS, "workdirs")
+    return Section("overview", "What was run", tables=[Table("Main settings", columns, rows, more)])
+
+
+def settings_section(runs: Sequence[Run]) -> Section:
+    """Every field in which the configs differ.
 
     What a study plans is left out: it stands in the other columns, as the runs that it made.
     """
-    shown = runs[:MAX_COLUMNS]
     configs = [flat(run.config) for run in runs]
-    rows = [["tasks", *(_tasks(run) for run in shown)]]
-    for field, words in _MAIN_FIELDS.items():
-        values = [_value(config, field) for config in configs[:MAX_COLUMNS]]
-        if any(value != "–" for value in values):
-            rows.append([words, *values])
-    columns = [run.name for run in shown]
-    more = and_more(len(runs), MAX_COLUMNS, "workdirs")
-    tables = [Table("Main settings", ["", *columns], rows, more)]
     fields = dict.fromkeys(field for config in configs for field in config)
     differ = [
         [field, *(_value(config, field) for config in configs[:MAX_COLUMNS])]
@@ -76,12 +85,18 @@ def overview_section(runs: Sequence[Run]) -> Section:
         if not field.startswith("config.study.")
         and len({_value(config, field) for config in configs}) > 1
     ]
-    notes = [] if differ or len(runs) < 2 else ["The configs are the same in every field."]
-    if differ:
-        more = [*more, *and_more(len(differ), MAX_ROWS, "fields in config.json")]
-        caption = "Every field in which the configs differ"
-        tables.append(Table(caption, ["field", *columns], differ[:MAX_ROWS], more))
-    return Section("overview", "What was run", tables=tables, notes=notes)
+    title = "Settings that differ"
+    if not differ:
+        notes = ["The configs are the same in every field."] if len(runs) > 1 else []
+        return Section("settings", title, notes=notes)
+    more = [
+        *and_more(len(runs), MAX_COLUMNS, "workdirs"),
+        *and_more(len(differ), MAX_ROWS, "fields in config.json"),
+    ]
+    columns = ["field", *(run.name for run in runs[:MAX_COLUMNS])]
+    caption = "Every field in which the configs differ"
+    tables = [Table(caption, columns, differ[:MAX_ROWS], more)]
+    return Section("settings", title, tables=tables)
 
 
 def _tasks(run: Run) -> str:
@@ -291,7 +306,8 @@ def samples_section(runs: Sequence[Run]) -> Section:
     return Section(
         "samples",
         "Samples",
-        "What was generated for the same validation prompts as training went on."
+        "What was generated for the same prompts as training went on: of validation, where a "
+        "task has such a split, else of training."
         if samples
         else "",
         samples=samples[:MAX_SAMPLES],

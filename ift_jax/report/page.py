@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -24,6 +24,7 @@ from ift_jax.report.inspected import (
     overview_section,
     preview_section,
     samples_section,
+    settings_section,
 )
 from ift_jax.report.mixing import mixing_section
 from ift_jax.report.palette import ROLES
@@ -79,20 +80,21 @@ def leave_report(workdir: Path) -> None:
 def page_sections(runs: Sequence[Run]) -> list[Section]:
     """The sections of the page in order, those without any content left out."""
     rows = all_rows(runs)
-    study: Any = next((run.results for run in runs if run.is_study), {})
+    targets = {run.results.get("target", "") for run in runs if run.is_study}
     sections = [
         findings_section(runs),
         overview_section(runs),
         scores_section(rows),
         forgetting_section(runs),
-        sizes_section(rows, study.get("target", "")),
-        mixing_section(rows, study),
+        sizes_section(rows, targets - {""}),
+        mixing_section(runs),
         training_section(runs),
         parts_section(rows),
         samples_section(runs),
         preview_section(runs),
         data_section(runs),
         costs_section(runs),
+        settings_section(runs),
     ]
     told = [_with_missing(section, runs) for section in sections]
     return _numbered([section for section in told if _has_content(section) or section.notes])

@@ -18,10 +18,24 @@ _SAME = (
 def all_rows(runs: Sequence[Run]) -> list[Row]:
     """The rows of all runs with "run", seeds pooled, and lines that all runs share once."""
     rows = [{**row, "run": run.name} for run in runs for row in run.rows]
-    return _shared_once(_pooled(rows), sum(bool(run.rows) for run in runs))
+    return _shared_once(pooled(rows), sum(bool(run.rows) for run in runs))
 
 
-def _pooled(rows: Iterable[Row]) -> list[Row]:
+def entries(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
+    """What results.json of all runs hold under a name, told apart by run where there are several.
+
+    The run stands behind the model's name, of a probe behind that of the model before.
+    """
+    several = sum(bool(run.results) for run in runs) > 1
+
+    def told(entry: dict[str, Any], run: Run) -> dict[str, Any]:
+        key = "model" if "model" in entry else "before"
+        return {**entry, key: f"{entry[key]}, {run.name}"} if several else entry
+
+    return [told(entry, run) for run in runs for entry in run.results.get(name, [])]
+
+
+def pooled(rows: Iterable[Row]) -> list[Row]:
     """Rows that differ in the seed alone as one: mean, lowest low, highest high."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:

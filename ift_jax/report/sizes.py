@@ -1,6 +1,6 @@
 """Scores over numbers of training examples, as plots and tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ift_jax.report.elements import (
     MAX_COLUMNS,
@@ -18,16 +18,16 @@ from ift_jax.report.scores import GREY
 from ift_jax.report.table import BASELINES, is_percent, score_text
 
 
-def sizes_section(rows: Sequence[Row], target: str) -> Section:
+def sizes_section(rows: Sequence[Row], targets: Collection[str]) -> Section:
     """Scores over numbers of training examples, of models that were trained on several.
 
     Args:
-        target: the task to show; "" for all.
+        targets: the tasks to show; none for all.
     """
     rows = [r for r in rows if not is_part(r) and "interpolation" not in r]
     plots: list[Plot] = []
     tables = []
-    for task in dict.fromkeys(row["task"] for row in rows if target in ("", row["task"])):
+    for task in dict.fromkeys(row["task"] for row in rows if not targets or row["task"] in targets):
         first = first_metric([row for row in rows if row["task"] == task])
         of_task = [r for r in rows if r["task"] == task and r["metric"] == first]
         curves = {

@@ -7,6 +7,7 @@ from ift_jax.config import RunConfig
 from ift_jax.evaluation.forgetting import Scores, score_matrix
 from ift_jax.evaluation.intervals import Score
 from ift_jax.evaluation.predictions import Line
+from ift_jax.report.table import shots_label
 from ift_jax.study.config import StudyRun
 from ift_jax.study.plan import Planned, study_task
 
@@ -59,17 +60,18 @@ def findings(
 def _prompting(target: str, models: Mapping[str, Model]) -> Finding:
     prompted = [m for m in models.values() if not m.plan]
     scores = _on(target, prompted)
-    values = scores.values[:, 0]
     said = [
-        f"{_score(scores, i)} at {model.lines[0].shots} shots" for i, model in enumerate(prompted)
+        f"{_score(scores, i)} at {shots_label(model.lines[0].shots)}"
+        for i, model in enumerate(prompted)
     ]
     answer = f"On {target} ({scores.metrics[0]}) the base model scores {', '.join(said)}."
-    if len(prompted) > 1:
-        best = 1 + int(values[1:].argmax())
-        gain = scores.interval(lambda v: v[..., best, 0] - v[..., 0, 0])
-        verdict = _verdict(gain, "examples in the prompt help", "they hurt", "no difference shows")
-        shots = prompted[best].lines[0].shots
-        answer += f" {shots} shots against 0: {points(gain)}; {verdict}."
+    compared = []
+    for i, model in enumerate(prompted[1:], 1):
+        gain = scores.interval(lambda v, i=i: v[..., i, 0] - v[..., 0, 0])  # type: ignore[misc]
+        verdict = _verdict(gain, "helps", "hurts", "no difference shows")
+        compared.append(f"{shots_label(model.lines[0].shots)} against 0: {points(gain)}, {verdict}")
+    if compared:
+        answer += f" {'; '.join(compared)}."
     return {"question": "Does prompting help?", "answer": answer}
 
 
@@ -86,19 +88,21 @@ def _examples(target: str, run: StudyRun, models: Mapping[str, Model]) -> Findin
     # Behind the last size that is worse than the largest, every one is as good.
     enough = 1 + max((i for i, lack in enumerate(missing) if lack.low > 0), default=-1)
     answer += f" From {sizes[enough]} on no difference from {sizes[-1]} shows."
+    # Against each prompt, not only the one that scores best on these very items.
     prompted = [m for m in models.values() if not m.plan]
-    best = prompted[int(_on(target, prompted).values[:, 0].argmax())]
-    against = _on(target, [best, *curve])
-    better = [
-        size
-        for i, size in enumerate(sizes, 1)
-        if against.interval(lambda v, i=i: v[..., i, 0] - v[..., 0, 0]).low > 0  # type: ignore[misc]
+    against = _on(target, [*prompted, *curve])
+    lead = [
+        min(
+            against.interval(lambda v, i=i, j=j: v[..., i, 0] - v[..., j, 0]).low  # type: ignore[misc]
+            for j in range(len(prompted))
+        )
+        for i in range(len(prompted), len(prompted) + len(curve))
     ]
-    shots = best.lines[0].shots
+    better = [size for size, low in zip(sizes, lead, strict=True) if low > 0]
     answer += (
-        f" {better[0]} are the fewest that beat the base model's best prompt, {shots} shots."
+        f" {better[0]} are the fewest that beat every prompt of the base model."
         if better
-        else f" None of them beats the base model's best prompt, {shots} shots."
+        else " None of them beats every prompt of the base model."
     )
     return {"question": "How many examples suffice?", "answer": answer}
 
@@ -123,11 +127,10 @@ def _forgotten(reference: StudyRun, results: Mapping[str, Any]) -> Finding:
     matrix = next(m for m in results["matrices"] if m["model"] == reference.name)
     if "mean_change" in matrix:
         answer += f" Mean change: {points(Score(**matrix['mean_change']))}."
-    counted = {probe["task"] for probe in results["probes"] if probe["counted"]}
-    left_out = dict.fromkeys(p["task"] for p in results["probes"] if p["task"] not in counted)
+    probes = [probe["task"] for probe in results["probes"]]
+    left_out = dict.fromkeys(task for task in probes if task not in results["retained"])
     if left_out:
-        said = ", ".join(left_out)
-        answer += f" Not counted, being no better than always the same answer: {said}."
+        answer += f" Not counted, being no better than a baseline: {', '.join(left_out)}."
     return {"question": "What was forgotten?", "answer": answer}
 
 
@@ -183,9 +186,10 @@ def points(change: Score) -> str:
 
     Example:
         >>> points(Score(-0.041, -0.08, 0.002))
-        '-4.1 [-8.0, +0.2]'
+        '−4.1 [−8.0, +0.2]'
     """
-    return f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    said = f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    return said.replace("-", "−")
 
 
 def _verdict(change: Score, better: str, worse: str, same: str) -> str:

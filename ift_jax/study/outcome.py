@@ -10,6 +10,7 @@ from typing import Any
 
 from ift_jax.config import RunConfig
 from ift_jax.evaluation.forgetting import (
+    PROBE_BASELINES,
     changes,
     matrix_entry,
     matrix_means,
@@ -147,14 +148,14 @@ def _chain(model: Model, models: dict[str, Model]) -> list[Model]:
 
 
 def _counted(rows: Iterable[Row], model: Model) -> set[tuple[str, str]]:
-    """The (task, metric) pairs in which a model beats the majority baseline, with every seed."""
+    """The (task, metric) pairs in which a model beats the baselines, with every seed."""
     whole = [row for row in rows if "interpolation" not in row]
     if model.label != model.name:  # a point of a curve: nothing goes on from it
         return set()
     found = []
     seeds: list[int | None] = [planned.seed for planned in model.plan] or [None]
     for seed in seeds:
-        own = [row for row in whole if row["model"] == "majority"]
+        own = [row for row in whole if row["model"] in PROBE_BASELINES]
         own += [r for r in whole if r["model"] == model.name and r.get("seed") == seed]
         found.append({(p.task, p.metric) for p in probes(own, before=model.name) if p.counted})
     return set.intersection(*found)
@@ -168,7 +169,8 @@ def _probe_entries(
     rows: Sequence[Row], before: str, target: str, counted: set[tuple[str, str]]
 ) -> list[dict[str, Any]]:
     """Which probes count for the model that the study's task is tuned from, and why."""
-    own = [r for r in rows if "interpolation" not in r and r["model"] in ("majority", before)]
+    models = (*PROBE_BASELINES, before)
+    own = [r for r in rows if "interpolation" not in r and r["model"] in models]
     first_seed = {(p.task, p.metric): p for p in reversed(probes(own, before=before))}
     return [
         {"before": before, **probe._asdict(), "counted": (probe.task, probe.metric) in counted}

@@ -154,14 +154,14 @@ def _run_config(
         tree["model"]["quantize"] = "none"  # as that run left it, unless this one's config says so
     if not run.replay:
         tree["data"]["mixture"]["replay_share"] = 0.0
+    tree["train"]["eval_tasks"] = "trained"
     trained = _trained(config, run)
     for task in tree["data"]["tasks"]:
         task["replay"] = task["name"] in run.replay
         if task["name"] not in trained:
-            # It stays in the data set, so that what is trained holds nothing of its test split.
+            # It stays in the data set, so that what is trained holds nothing of its test split,
+            # and samples of all runs are of the same prompts.
             task["weight"] = 0.0
-            task |= {"validation_fraction": 0.0, "validation_size": 0}
-            task |= {"validation_source": "", "validation_split": ""}
         if size and task["name"] == study_task(config):
             task["train_size"] = size
     where = f"config.study.runs[{number}].config"

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
+from ift_jax.data.config import SPLITS
 from ift_jax.data.files import replace_text
 from ift_jax.errors import InputError
 from ift_jax.evaluation.drift import drift_entries
@@ -95,15 +96,43 @@ def _claim(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> None:
         folder = run_folder(workdir, planned.key)
         if (folder / "config.json").exists():
             claim_workdir(with_full_path(planned.config), folder)
-        if not _is_finished(workdir, planned.key):
-            continue
-        scored = {row["task"] for row in _read(folder)["rows"]}
-        if scored != set(planned.scores):
-            raise InputError(
-                f"{folder}: was scored on {', '.join(sorted(scored))}, not on what "
-                f"config.study.runs: {planned.run.name}.scores and config.study.probes ask for; "
-                "choose another --workdir"
-            )
+        asks = f"config.study.runs: {planned.run.name}.scores and config.study.probes ask for"
+        for key in _parts(planned):
+            _check_scored(workdir, key, planned.scores, asks)
+    for key in _base_parts(config):
+        _check_scored(workdir, key, scored_tasks(config), "config.study.probes asks for")
+
+
+def _check_scored(workdir: Path, key: str, tasks: Sequence[str], asks: str) -> None:
+    """Refuses a finished part that was scored on other tasks than it should have been."""
+    if not _is_finished(workdir, key):
+        return
+    folder = run_folder(workdir, key)
+    scored = {row["task"] for row in _read(folder)["rows"]}
+    if scored != set(tasks):
+        raise InputError(
+            f"{folder}: was scored on {', '.join(sorted(scored))}, not on what {asks}; choose "
+            "another --workdir"
+        )
+
+
+def _check_data(data: pipeline.DataSet, workdir: Path) -> None:
+    """Keeps hashes of all splits, or refuses others than those that the study began with."""
+    found = {
+        task.config.name: {name: pipeline.content_hash(task.splits[name]) for name in SPLITS}
+        for task in data.tasks
+    }
+    path = workdir / "data_hashes.json"
+    if not path.exists():
+        replace_text(path, json.dumps(found, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name, splits in found.items() if splits != before.get(name)]
+    if changed:
+        raise InputError(
+            f"{workdir}: the data of task {changed[0]} is not what the study began with, so its "
+            "scores could not be compared; give it the former files, or choose another --workdir"
+        )
 
 
 def _check_metrics(config: RunConfig) -> None:
@@ -119,11 +148,19 @@ def _check_metrics(config: RunConfig) -> None:
 
 def _unfinished(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> list[str]:
     """Keys of what has no results yet."""
-    keys = [BASELINES, *(base_part(shots) for shots in base_shots(config))]
-    for planned in plan:
-        keys.append(planned.key)
-        keys += [interpolated_part(planned.key, share) for share in planned.run.interpolations]
+    keys = [*_base_parts(config), *(key for planned in plan for key in _parts(planned))]
     return [key for key in keys if not _is_finished(workdir, key)]
+
+
+def _base_parts(config: RunConfig) -> list[str]:
+    """What is scored without training."""
+    return [BASELINES, *(base_part(shots) for shots in base_shots(config))]
+
+
+def _parts(planned: Planned) -> list[str]:
+    """A run, and the weights between it and what it went on from."""
+    shares = planned.run.interpolations
+    return [planned.key, *(interpolated_part(planned.key, share) for share in shares)]
 
 
 def _is_finished(workdir: Path, key: str) -> bool:
@@ -150,6 +187,7 @@ def _work(
     data = _only(whole, names)
     _check(config, workdir, plan, todo, base, data, known, mesh)
     # Only now, so that a study that could not begin leaves the folder free for another.
+    _check_data(whole, workdir)
     replace_text(workdir / "config.json", to_json(stored))
     told = _Progress(len(todo))
     if BASELINES in todo:
@@ -239,7 +277,7 @@ def _check_kept(
 ) -> None:
     """Refuses parts that need the model of a finished run, where it was deleted."""
     wanted = [one.key for one in plan if one.after == planned.key]
-    wanted += [interpolated_part(planned.key, share) for share in planned.run.interpolations]
+    wanted += _parts(planned)[1:]
     needing = [key for key in wanted if key in todo]
     if needing and not (folder / "checkpoints").exists():
         raise InputError(

@@ -87,7 +87,7 @@ def fit(
         file=sys.stderr,
     )
     look = partial(_look, config, plan, mesh, log, reference_of(model.structure, constants))
-    if 0 not in log.steps:
+    if first == 0:
         look(model.with_params(combine(state.params, base)), 0)
     bar = progress_bar(first, num_steps)
     pending: tuple[int, StepMetrics] | None = None

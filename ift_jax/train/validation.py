@@ -81,7 +81,8 @@ class Plan(NamedTuple):
 
     Attributes:
         packed: validation examples of the tasks that are trained; None if they have none.
-        tasks: those with a validation split; also those that are only evaluated.
+        tasks: those with a validation split; with train.eval_tasks="all" also those that are only
+            evaluated.
         selecting: names of the tasks whose scores of train.select_by are averaged; () for loss.
         prompts: of the samples.
         max_new_tokens: of a sample.
@@ -109,9 +110,10 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
     if trained:
         loss_data = DataSet(data.config, trained, data.chat)
         packed = pack_split(config, loss_data, "validation", num_epochs=1)
-    scored = [_scoring(config, data, task) for task in held]
+    looked_at = held if settings.eval_tasks == "all" else trained
+    scored = [_scoring(config, data, task) for task in looked_at]
     for metric in set(settings.eval_metrics) - {"loss"}:
-        if held and not any(metric in each.config.metrics for each in scored):
+        if scored and not any(metric in each.config.metrics for each in scored):
             raise InputError(
                 f"config.train.eval_metrics: no task with a validation split can be scored by "
                 f"{metric}: it ranks answer choices, and their templates have none"
@@ -194,7 +196,8 @@ def _samples(
     if not turns:
         return (), 0
     items: list[Example] = [example for _, example in turns]
-    new = num_new_tokens(base, items, {"generated"}, config.evaluation.max_new_tokens)
+    own = [()] * len(items)
+    new = num_new_tokens(base, items, own, {"generated"}, config.evaluation.max_new_tokens)
     prompts = []
     for task, item in turns:
         (asked,) = ask(base, task, [item], 0, 0, scored=False, new_tokens=new)

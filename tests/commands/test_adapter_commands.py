@@ -35,6 +35,8 @@ def test_an_adapter_run_is_exported_for_peft_and_merged_for_transformers(place, 
     for arguments in (["--output=adapter"], ["--output=whole", "--merge_adapter"]):
         outcome = place.run("export", "--workdir=w", *arguments)
         assert outcome.status == 0, outcome.stderr
+        told = "--merge_adapter writes what was trained" in outcome.stderr
+        assert told == (len(arguments) == 1)  # weights in NF4 are not those of the base
     model = load_workdir(place.path / "w")
     logits = model.logits(IDS)
     whole = torch_logits(torch_model(place.path / "whole"), IDS)
@@ -129,13 +131,30 @@ def test_several_adapters_are_scored_beside_one_base(place, tiny_llama):
     assert "each has its path as name" in place.refusal(*ask, "--adapter=one,two", "--name=n")
 
 
-def test_the_adapter_of_a_run_is_for_the_base_of_that_run(place, tiny_llama):
+def test_between_base_and_tuned_no_merge_loses_the_adapter(place):
+    """As without --interpolate: steps below the last place of bfloat16 are not written away."""
+    outcome = place.run(
+        "train", "--config=tiny.py", "--workdir=small", "--config.peft.method=lora",
+        "--config.optimizer.peak_lr=1e-4", "--config.evaluation.max_items=1",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.stderr
+    export = ["export", "--workdir=small", "--interpolate=0.5"]
+    said = place.refusal(*export, "--output=half", "--dtype=bfloat16")
+    assert "merging into bfloat16 weights would lose" in said
+    assert place.run(*export, "--output=half", "--dtype=float32").status == 0
+
+
+def test_the_adapter_of_a_run_is_for_the_base_of_that_run(place, tiny_llama, capsys):
     other = place.path / "other"
     shutil.copytree(tiny_llama, other)
     ask = ["--prompt=x", "--max_new_tokens=2"]
     refusal = place.refusal("generate", "--model=other", "--adapter=w", *ask)
     assert f"was trained beside {tiny_llama}, not beside {other}; load that base" in refusal
+    stored = {"quantize": "nf4", "quantize_group": 16}
+    load_pretrained(tiny_llama, **stored).load_adapter(place.path / "w")
+    assert "stored as" not in capsys.readouterr().err
     load_pretrained(tiny_llama).load_adapter(place.path / "w").save_adapter(place.path / "any")
+    assert "beside weights stored as nf4, here they are none" in capsys.readouterr().err
     assert place.run("generate", "--model=other", "--adapter=any", *ask).status == 0
     shutil.copytree(place.path / "w", place.path / "moved")
     config = place.path / "moved" / "config.json"

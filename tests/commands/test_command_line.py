@@ -9,6 +9,9 @@ import pytest
 from conftest import ROOT
 from workplace import Workplace, review
 
+from ift_jax.evaluation.predictions import read_lines
+from ift_jax.pretrained import load_pretrained
+
 VERBS = ["data", "train", "evaluate", "study", "generate", "export", "report"]
 
 
@@ -60,6 +63,8 @@ def test_without_a_verb_the_verbs_are_listed(place, arguments):
                 "repetition_penalty",
                 "stop",
                 "seed",
+                "fsdp",
+                "tensor",
             ],
         ),
         ("export", ["workdir", "output", "step", "dtype", "interpolate"]),
@@ -111,6 +116,23 @@ def test_no_verb_imports_torch_for_a_hugging_face_folder(place, tiny_llama):
     outcome = python("-c", check, cwd=place.path)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stderr == "torch imported: False\n"
+
+
+def test_a_model_generates_over_several_devices_what_it_does_on_one(place, tiny_llama):
+    prompts = ["Lamps?", "What is it?", "Who said so, and when?"]
+    place.write_reviews([{"prompt": prompt} for prompt in prompts], "p.jsonl")
+    arguments = ["-m", "ift_jax", "generate", f"--model={tiny_llama}", "--max_new_tokens=6"]
+    arguments += ["--prompts=p.jsonl", "--output=g.jsonl", "--fsdp=2", "--tensor=2"]
+    devices = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    outcome = subprocess.run(
+        [sys.executable, *arguments], cwd=place.path, env=devices, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    found = [json.loads(line) for line in (place.path / "g.jsonl").read_text().splitlines()]
+    alone = load_pretrained(tiny_llama).generate(prompts, max_new_tokens=6)
+    assert [line["completion"] for line in found] == alone
+    said = place.refusal("generate", f"--model={tiny_llama}", "--prompt=x", "--tensor=7")
+    assert said.startswith("--fsdp=1 --tensor=7: ")
 
 
 def test_output_that_is_cut_off_by_its_reader_is_no_error(place):
@@ -218,7 +240,7 @@ def test_a_config_takes_what_stands_behind_its_colon(place, tiny_llama):
 # The path from data to an exported model
 
 
-def test_train_evaluate_generate_and_export_work_together(place):
+def test_train_evaluate_generate_and_export_work_together(place, tiny_llama):
     trained = place.run(
         "train", "--config=tiny.py", "--workdir=run", "--config.evaluation.shots=0,1"
     )
@@ -255,6 +277,28 @@ def test_train_evaluate_generate_and_export_work_together(place):
     again = written["rows"]
     assert [r for r in again if r["model"] == "tuned"] == [r for r in rows if r["model"] == "tuned"]
 
+    # The sum of the answers' log-likelihoods in validation, from the base to the tuned model.
+    sums = {}
+    for model, share in ((str(tiny_llama), 1.0), ("run", 0.5), ("run", 1.0)):
+        scored = place.run(
+            "evaluate", "--config=tiny.py", f"--model={model}", "--output=v.json",
+            "--predictions=v.jsonl", "--split=validation", "--shots=1,0", f"--interpolate={share}",
+        )  # fmt: skip
+        assert scored.status == 0, scored.stderr
+        assert "--split=validation" not in scored.stderr
+        written = json.loads((place.path / "v.json").read_text())
+        assert {row["split"] for row in written["rows"]} == {written["split"]} == {"validation"}
+        name = "tuned" if model == "run" else "base"
+        rows = [row for row in written["rows"] if row["model"] == name]
+        assert {row["shots"] for row in rows} == {0, 1}
+        assert {row.get("interpolation", 1.0) for row in rows} == {share}
+        found = read_lines(place.path / "v.jsonl")
+        for shots in (0, 1):
+            own = [line.prediction.log_likelihood for line in found if line.shots == shots]
+            sums.setdefault(shots, []).append(sum(own))
+    for base, half, tuned in sums.values():
+        assert half == pytest.approx((base + tuned) / 2, abs=0.1 * abs(tuned - base))
+
     exported = place.run("export", "--workdir=run", "--output=out")
     assert exported.status == 0, exported.stderr
     assert exported.stdout == "wrote out\n"
@@ -282,11 +326,19 @@ def test_train_evaluate_generate_and_export_work_together(place):
         answers.append(json.loads(line))
         assert answers[-1] == {"prompt": "Häuser?", "id": 7, "completion": answers[0]["completion"]}
 
-    chat = place.run("generate", "--model=out", "--max_new_tokens=2", stdin="Hello\n\n")
+    turns = ["Hello", "And then?"]
+    chat = place.run(
+        "generate", "--model=out", "--max_new_tokens=4", stdin="\n".join([*turns, "", ""])
+    )
     assert (chat.status, chat.stderr) == (0, "")
-    # Through a pipe, only the answers are printed.
-    assert chat.stdout.endswith("\n")
-    assert "you>" not in chat.stdout
+    # Through a pipe, only the answers are printed; each is to all that was said before.
+    model, messages, expected = load_pretrained(place.path / "out"), [], ""
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        answer = "".join(model.stream(messages, max_new_tokens=4))
+        messages.append({"role": "assistant", "content": answer})
+        expected += answer + "\n"
+    assert chat.stdout == expected
 
     said = place.refusal("train", "--config=tiny.py", "--workdir=run", "--config.train.num_steps=3")
     assert said.startswith("run: holds a run with another config; config.")

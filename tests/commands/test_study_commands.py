@@ -21,7 +21,7 @@ def get_config():
     )
     config.data.tasks = (*config.data.tasks, names)
     config.data.max_length = 480
-    config.train.num_samples = 1
+    config.train.num_samples = 2
     config.evaluation.shots = (0, 1)
     config.evaluation.max_items = 6
     config.study.runs = (
@@ -55,8 +55,17 @@ def test_a_study_prints_what_it_found_and_leaves_its_page(finished):
     assert [finding["question"] for finding in results["findings"]][:3] == QUESTIONS
     for text in ("R[i][j]", "forgetting F", "How many examples", "single at 0.5"):
         assert text in page, text
-    [sample, *_] = (place.path / "W/runs/single-seed0/samples.jsonl").read_text().splitlines()
-    assert html.escape(json.loads(sample)["prompt"].split("\n")[0]) in page
+    sampled = {
+        run: [
+            json.loads(line) for line in (place.path / f"W/runs/{run}-seed0/samples.jsonl").open()
+        ]
+        for run in ("first", "single")
+    }
+    assert html.escape(sampled["single"][0]["prompt"].split("\n")[0]) in page
+    # Also of what the other run alone trains, held out of both.
+    asked = [[(s["step"] > 0, s["task"], s["prompt"]) for s in own] for own in sampled.values()]
+    assert asked[0] == asked[1]
+    assert {s["task"] for s in sampled["single"]} == {"rating", "names"}
     # Again, it only shows what it found.
     again = place.run("study", "--config=own.py", "--workdir=W")
     assert (again.status, again.stdout) == (0, outcome.stdout)

@@ -82,6 +82,14 @@ def test_a_class_of_macro_f1_has_its_own_f1_and_of_accuracy_its_recall():
     )
 
 
+def test_a_class_that_many_resamples_lack_has_an_interval(recwarn):
+    answers = ["good"] * 99 + ["bad"]
+    for given, expected in (("bad", 1.0), ("good", 0.0)):
+        runs = [ranked(answers, ["good"] * 99 + [given])]
+        assert tuple(class_score("macro_f1", runs, "bad")) == (expected, expected, expected)
+    assert not recwarn.list
+
+
 def scored(answer, **choices):
     """Choices with (log-likelihood, tokens, log-likelihood behind the neutral prompt)."""
     sums, sizes, neutral = zip(*choices.values(), strict=True)

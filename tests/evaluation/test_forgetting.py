@@ -195,10 +195,12 @@ def row(model, task, low, high, metric="accuracy", **more):
             "value": (low + high) / 2, "count": 50, "low": low, "high": high, **more}  # fmt: skip
 
 
-def test_a_probe_counts_only_where_the_model_beats_the_majority_with_intervals_apart():
+def test_a_probe_counts_only_where_the_model_beats_the_baselines_with_intervals_apart():
     rows = [
         row("majority", "names", 0.1, 0.3), row("base", "names", 0.31, 0.5),
         row("majority", "topic", 0.2, 0.4), row("base", "topic", 0.39, 0.6),
+        row("majority", "who", 0.0, 0.1), row("random", "who", 0.45, 0.45),
+        row("base", "who", 0.4, 0.6), row("tuned", "who", 0.46, 0.6),
         row("base", "story", 0.3, 0.4, "rouge1"),
         row("majority", "names", 0.0, 0.0, template="A"),
         row("base", "names", 0.0, 0.1, template="A"),
@@ -209,10 +211,12 @@ def test_a_probe_counts_only_where_the_model_beats_the_majority_with_intervals_a
     assert {key: p.counted for key, p in found.items()} == {
         ("names", "accuracy"): True,
         ("topic", "accuracy"): False,
+        ("who", "accuracy"): False,
         ("story", "rouge1"): False,
     }
     assert "no majority baseline" in found["story", "rouge1"].why
+    assert "choosing at random 0.450 at most" in found["who", "accuracy"].why
     assert {p.task for p in probes(rows, shots=5) if p.counted} == {"topic"}
-    assert [p.counted for p in probes(rows, before="tuned")] == [True]
+    assert [p.counted for p in probes(rows, before="tuned")] == [True, True]
     with pytest.raises(InputError, match="no row is of model 'nobody'"):
         probes(rows, before="nobody")

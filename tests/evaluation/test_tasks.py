@@ -445,6 +445,23 @@ def test_answers_to_the_same_free_text_prompt_are_references_of_one_item(model, 
     assert one_a_prompt(examples, 3) == (items[:3], references[:3])
 
 
+def test_generation_has_room_for_the_longest_of_several_references(model, place):
+    texts = ("{} is short.", "{} is long, it is very long.")
+    records = [
+        {**r, "title": f"lamp {n // 2}", "text": texts[n % 2].format(n)}
+        for n, r in enumerate(RECORDS)
+    ]
+    [task] = place.data("Write", records=records).tasks
+    items, references = one_a_prompt(task.splits["test"], 0)
+    short = [(e, own) for e, own in zip(items, references, strict=True) if "short" in e.completion]
+    right = [(e.messages, one) for e, own in short for one in own]
+    size = max(int(encoded.trained.sum()) for encoded in model.chat.encode(right))
+    asked, accepted = zip(*short, strict=True)
+    assert answers.num_new_tokens(model, asked, accepted, {"generated"}, 0) == size + 1
+    alone = [()] * len(asked)
+    assert answers.num_new_tokens(model, asked, alone, {"generated"}, 0) < size
+
+
 def test_equal_prompts_with_choices_stay_items_of_their_own(rated):
     [task] = rated.tasks
     twice = [*task.splits["test"], *task.splits["test"]]
@@ -463,7 +480,7 @@ def test_baselines_stand_beside_every_score(place):
     assert list(found) == [
         *(("majority", m) for m in names if m != "perplexity"),
         *(("copy", m) for m in ("exact_match", "token_f1")),
-        *(("random", m) for m in ("accuracy", "accuracy_mean", "mcc", "exact_match", "macro_f1")),
+        *(("random", m) for m in names if m != "perplexity"),
     ]
     good = np.mean([e.completion == "good" for e in test])
     assert found["majority", "accuracy"]["value"] == pytest.approx(good)
@@ -473,6 +490,8 @@ def test_baselines_stand_beside_every_score(place):
     assert random["value"] == random["low"] == random["high"] == pytest.approx(1 / 3)
     assert found["random", "exact_match"]["value"] == random["value"]
     assert found["random", "mcc"]["value"] == pytest.approx(0, abs=0.05)
+    # No two of the three choices share a word.
+    assert found["random", "token_f1"]["value"] == pytest.approx(1 / 3, abs=0.05)
     labels, choices = [e.completion for e in test], sorted({*VERDICTS})
     guesses = np.random.default_rng(1).choice(choices, (500, len(test)))
     by_sklearn = np.mean([f1_score(labels, list(g), average="macro") for g in guesses])
@@ -483,12 +502,25 @@ def test_each_template_has_its_own_most_frequent_answer(place):
     data = place.data("Rate", "Judge")
     test = data.tasks[0].splits["test"]
     rows = baseline_rows(data, EvaluationConfig(metrics=("accuracy",)), split="test")
-    best = {"Rate": "good", "Judge": "yes"}
-    train = [e.completion for e in data.tasks[0].splits["train"] if e.template == "Judge"]
-    best["Judge"] = max(("yes", "no"), key=train.count)
+    judged = [e.completion for e in test if e.template == "Judge"]
+    best = {"Rate": "good", "Judge": max(("yes", "no"), key=judged.count)}
     expected = np.mean([e.completion == best[e.template] for e in test])
     assert rows[0]["value"] == pytest.approx(expected)
     assert rows[1]["value"] == pytest.approx(np.mean([1 / len(e.choices) for e in test]))
+
+
+def test_no_constant_choice_is_right_more_often_than_the_majority_baseline(place):
+    """Whatever the training split, which may be balanced otherwise."""
+    data = place.data("Rate")
+    [task] = data.tasks
+    shown = [e for e in task.splits["test"] if e.completion != "good"]
+    splits = {**task.splits, "test": shown}
+    other = pipeline.DataSet(data.config, (replace(task, splits=splits),), data.chat)
+    rows = baseline_rows(other, EvaluationConfig(metrics=("accuracy",)), split="test")
+    completions = [e.completion for e in shown]
+    best = max(completions.count(answer) for answer in set(completions))
+    assert rows[0]["value"] == pytest.approx(best / len(shown))
+    assert best / len(shown) > 0.5
 
 
 def test_the_copy_is_the_prompt_without_what_its_template_adds(place):
@@ -522,7 +554,16 @@ def test_a_metric_that_ranks_is_refused_without_choices(model, place):
                 rows_of(model, data, name)
 
 
-@pytest.mark.parametrize("seeds", [(), (1, 1)])
-def test_seeds_of_exemplars_are_checked(seeds):
-    with pytest.raises(InputError, match=r"config\.evaluation\.exemplar_seeds"):
-        EvaluationConfig(exemplar_seeds=seeds)
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("exemplar_seeds", ()),
+        ("exemplar_seeds", (1, 1)),
+        ("shots", (5, 5)),
+        ("metrics", ("accuracy", "accuracy")),
+        ("interpolation", (0.5, 0.5)),
+    ],
+)
+def test_what_would_be_scored_twice_or_never_is_refused(field, values):
+    with pytest.raises(InputError, match=rf"config\.evaluation\.{field}: expected"):
+        EvaluationConfig(**{field: values})

@@ -17,9 +17,11 @@ from torch_peft import (
     torch_peft,
 )
 
+from ift_jax.batch import Batch
 from ift_jax.errors import InputError
 from ift_jax.peft.adapter import combine, separate
 from ift_jax.peft.config import PeftConfig
+from ift_jax.peft.method import many_rows
 from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
 from ift_jax.train.loss import loss_sums
@@ -57,8 +59,12 @@ def test_the_start_is_the_base_bit_for_bit(base, init):
     zero, random = ("b", "a") if init == "b_zero" else ("a", "b")
     for pair in pairs.values():
         assert not pair[zero].any()
-        assert float(pair[random].std()) > 0.05
+        # As peft draws A: Kaiming-uniform with a slope of the root of 5.
+        fan_in = np.prod(pair["a"].shape[1:-1]) if random == "a" else 4
+        assert 0.95 < float(jnp.abs(pair[random]).max()) * fan_in**0.5 <= 1
     assert not np.allclose(pairs["mlp.gate_proj"][random], pairs["mlp.up_proj"][random])
+    other = base.adapt(lora(init=init), seed=4).params["adapter"]["layers"]
+    assert not np.allclose(pairs["mlp.up_proj"][random], other["mlp.up_proj"][random])
 
 
 def test_pissa_starts_at_the_base_with_the_strongest_directions(base):
@@ -140,49 +146,98 @@ def test_a_faster_b_equals_peft_with_two_groups(base, tiny_llama):
 @pytest.mark.parametrize("rows", ["many", "few"])
 def test_both_ways_of_computing_have_the_gradients_of_the_merged_weights(adapted, rows):
     """Many rows multiply with W + AB, few have A B beside W; see `lora.linear`."""
-    batch = packed_batch(
-        random_examples(40 if rows == "many" else 1), 32, 8 if rows == "many" else 1
-    )
+    batch = packed_batch(random_examples(40), 32, 8)
+    if rows == "few":  # one short example
+        tokens, places = np.arange(40, 48, dtype=np.int32)[None], np.array([[3, 4, 5, 6]], np.int32)
+        batch = Batch(
+            tokens, np.arange(8, dtype=np.int32)[None], np.ones_like(tokens), places,
+            tokens[:, 4:], np.ones((1, 4), np.float32),
+        )  # fmt: skip
     trained, base = separate(adapted.params)
+    for path in ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down"):
+        part, name = path.split(".")
+        weight = base["layers"][part][name][0]
+        num_in = weight.ndim - 1 if name in ("out", "down") else 1
+        x = jnp.zeros((*batch.tokens.shape, *weight.shape[:num_in]))
+        assert many_rows(x, weight, num_in) == (rows == "many"), path
 
     def reference(trained):
         merged = adapted.with_params(combine(trained, base)).merged()
         return loss_sums(merged.structure, merged.params, batch).nll
 
-    found, _ = gradient_sums(adapted.structure, trained, Constants(base), batch)
+    found, sums = gradient_sums(adapted.structure, trained, Constants(base), batch)
+    assert float(sums.weight) > 0
     for x, y in zip(*map(jax.tree.leaves, (found, jax.grad(reference)(trained))), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4 * float(jnp.abs(y).max()))
 
 
-def test_dropout_is_on_in_training_only_and_keyed_by_step_and_micro_batch(base, batch):
+def test_with_dropout_the_gradient_is_that_of_what_was_drawn(base, batch):
+    """Against differences of the loss along a direction, with the same draws."""
+    model = shaken(base.adapt(lora(dropout=0.5)))
+    trained, frozen = separate(model.params)
+    key = jax.random.key(7)
+    sums = jax.jit(
+        lambda trained: gradient_sums(
+            model.structure, trained, Constants(frozen), batch, 1, None, key
+        )
+    )
+    gradient, _ = sums(trained)
+    for name in ("a", "b"):
+        way = jax.tree_util.tree_map_with_path(
+            lambda path, x, name=name: (
+                jnp.sin(jnp.arange(x.size)).reshape(x.shape) * float(path[-1].key == name)
+            ),
+            trained,
+        )
+        slope = sum(
+            float(jnp.vdot(g, w))
+            for g, w in zip(*map(jax.tree.leaves, (gradient, way)), strict=True)
+        )
+        step = 2e-3
+        ends = [
+            float(sums(jax.tree.map(lambda x, w, s=s: x + s * w, trained, way))[1].nll)
+            for s in (step, -step)
+        ]
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02)
+        assert abs(slope) > 1
+
+
+def test_dropout_is_on_in_training_only_and_keyed_by_seed_step_and_micro_batch(base, batch):
     model = shaken(base.adapt(lora(dropout=0.5)))
     trained, frozen = separate(model.params)
     off = shaken(base.adapt(lora()))
     np.testing.assert_array_equal(model.logits(IDS), off.logits(IDS))
-    sums = jax.jit(
-        lambda key: gradient_sums(model.structure, trained, Constants(frozen), batch, 2, None, key)
-    )
-    first, again, other = (float(sums(jax.random.key(n))[1].nll) for n in (0, 0, 1))
-    assert first == again
-    assert first != other
+
+    @jax.jit
+    def drawn(key, batch):
+        return loss_sums(model.structure, model.params, batch, None, key).nll
+
     without = float(loss_sums(off.structure, off.params, batch).nll)
-    assert first != without
-    draws = [float(sums(jax.random.key(n))[1].nll) for n in range(12)]
+    draws = [float(drawn(jax.random.key(n), batch)) for n in range(12)]
+    assert draws[0] == float(drawn(jax.random.key(0), batch))
+    assert len({*draws, without}) == 13
     assert abs(np.mean(draws) - without) < 0.3 * without
-    # The two halves of one batch drop different inputs: with the same rows twice they differ.
-    twice = jax.tree.map(lambda x: np.repeat(x[:4], 2, axis=0), batch)
-    halves = jax.jit(
-        lambda n: (
-            gradient_sums(
-                model.structure, trained, Constants(frozen), twice, n, None, jax.random.key(0)
-            )[1].nll
-        ),
-        static_argnums=0,
-    )
-    one = jax.tree.map(lambda x: x[:4], batch)
-    key = jax.random.fold_in(jax.random.key(0), 0)
-    half = float(loss_sums(model.structure, model.params, one, None, key).nll)
-    assert abs(float(halves(2)) - 2 * half) > 1e-3
+    # Row i goes to part i % 2, and each part has a key of its own.
+    key = jax.random.key(0)
+    whole = gradient_sums(model.structure, trained, Constants(frozen), batch, 2, None, key)[1].nll
+    parts = [
+        float(drawn(jax.random.fold_in(key, n), jax.tree.map(lambda x, n=n: x[n::2], batch)))
+        for n in range(2)
+    ]
+    assert float(whole) == pytest.approx(sum(parts), rel=1e-5)
+
+    def losses(seed):
+        """Of two steps that change nothing, on one batch."""
+        still = make_optimizer(OptimizerConfig(peak_lr=0.0, warmup_steps=0), 10)
+        step = jax.jit(make_step(model.structure, still, seed=seed))
+        state, found = init_state(trained, still), []
+        for _ in range(2):
+            state, metrics = step(state, Constants(frozen), batch)
+            found.append(float(metrics.sums.nll))
+        return found
+
+    assert len({*losses(0), *losses(1)}) == 4
+    assert losses(0) == losses(0)
 
 
 def test_only_the_adapter_is_trained_and_has_moments(adapted, batch):

@@ -27,7 +27,7 @@ from torch_reference import save_variant, torch_model
 from ift_jax.errors import InputError
 from ift_jax.hf.weights import flat_paths
 from ift_jax.models.decoder import param_shapes
-from ift_jax.peft.adapter import combine, separate
+from ift_jax.peft.adapter import FROZEN, combine, separate
 from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh, param_shardings, row_sharding
@@ -67,6 +67,22 @@ def test_the_start_is_the_base(base, name):
     )
     moved = shaken(model).logits(IDS)
     assert float(jnp.abs(moved - base.logits(IDS)).max()) > 0.05
+
+
+def test_random_starts_have_the_bounds_of_the_papers_and_follow_the_seed(base):
+    """VeRA's matrices are Kaiming-uniform as peft's, a bottleneck's first layer as torch's."""
+    starts = [base.adapt(CONFIGS["vera"], seed=n).params[FROZEN]["shared"] for n in (0, 0, 1)]
+    for name in ("a", "b"):
+        matrix, same, other = (start[name] for start in starts)
+        bound = (6 / matrix.shape[0]) ** 0.5
+        assert 0.95 * bound < float(jnp.abs(matrix).max()) <= bound
+        np.testing.assert_array_equal(matrix, same)
+        assert not np.allclose(matrix, other)
+    layers = [base.adapt(CONFIGS["bottleneck"], seed=n).params["adapter"]["layers"] for n in (0, 1)]
+    for module, arrays in layers[0].items():
+        bound = 32**-0.5
+        assert 0.9 * bound < float(jnp.abs(arrays["down"]).max()) <= bound
+        assert not np.allclose(arrays["down"], layers[1][module]["down"])
 
 
 @pytest.mark.parametrize("name", ["dora", "vera", "ia3", "norms", "selective"])
@@ -363,6 +379,31 @@ def test_bfloat16_sees_gains_that_it_would_round_to_1(base, name):
     assert jnp.bfloat16(1.003) == 1
     change = model.with_params(combine(moved, frozen)).logits(IDS) - model.logits(IDS)
     assert float(jnp.abs(change).max()) > 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "norms"},
+        {"method": "norms", "layers": (0, 2)},
+        {"method": "selective", "targets": ("down_proj",)},
+        {"method": "selective", "targets": ("embed_tokens",)},
+        {"method": "lora", "rank": 2, "modules_to_save": ("model.norm",)},
+    ],
+    ids=str,
+)
+def test_what_is_trained_whole_is_not_rounded_to_the_dtype_of_the_weights(tiny_llama, fields):
+    """Beside weights in bfloat16, computed in float32, it moves by less than their last place."""
+    stored = load_pretrained(tiny_llama, dtype="float32", param_dtype="bfloat16")
+    exact = stored.with_params(jax.tree.map(lambda x: x.astype("float32"), stored.params))
+    model = stored.adapt(PeftConfig(**fields))
+    trained, frozen = separate(model.params)
+    moved = {**trained, "whole": jax.tree.map(lambda x: x * 1.001, trained["whole"])}
+    found = model.with_params(combine(moved, frozen)).logits(IDS)
+    twin = exact.adapt(PeftConfig(**fields))
+    expected = twin.with_params(combine(moved, separate(twin.params)[1])).logits(IDS)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert float(jnp.abs(expected - model.logits(IDS)).max()) > 1e-4
 
 
 @pytest.mark.parametrize("config", ["dora", "dora with dropout", "vera", "ia3"])

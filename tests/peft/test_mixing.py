@@ -9,10 +9,12 @@ import numpy as np
 import peft
 import pytest
 from torch_peft import IDS, shaken
-from torch_reference import torch_logits, torch_model
+from torch_reference import save_variant, torch_logits, torch_model
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation.scoring import Question, score_choices
+from ift_jax.hf import adapters
+from ift_jax.peft.adapter import FROZEN, TRAINED
 from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
@@ -64,21 +66,26 @@ def test_each_row_uses_its_own_adapter(tiny_llama, folders, several):
 def test_rows_generate_and_score_under_their_adapters_whatever_is_in_the_batch(
     tiny_llama, folders, several
 ):
-    prompts = ["Hello there, what is this?"] * len(NAMES)  # a beginning long enough to share
+    """In groups by length, so that prompts change places; what is shared begins all of them."""
+    begin = "Hello there, what is this"
+    prompts = [begin + "?" + " And more" * (5 * n % 6) for n in range(len(NAMES))]
     texts = several.generate(prompts, max_new_tokens=6, adapters=NAMES)
-    ids = several.chat.prompt_ids([{"role": "user", "content": prompts[0]}])
-    question = Question(ids, (np.array([40, 41]), np.array([50])))
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    choices = (np.array([40, 41]), np.array([50]))
+    questions = [Question(several.chat.prompt_ids(turn), choices) for turn in turns]
     rows = several.adapter_rows(NAMES, len(NAMES))
-    scores = score_choices(
-        several.structure, several.params, [question] * len(NAMES), adapter_rows=rows
-    )
-    for text, score, name in list(zip(texts, scores, NAMES, strict=True))[:3]:
+    scores = score_choices(several.structure, several.params, questions, adapter_rows=rows)
+    sizes = [len(question.prompt) for question in questions]
+    assert sizes != sorted(sizes)
+    assert len(set(texts)) > 2
+    for row in (0, 1, 2, 5):
+        name = NAMES[row]
         model = alone(tiny_llama, folders, name)
-        assert [text] == model.generate(prompts[:1], max_new_tokens=6), name
-        turns = [{"role": "user", "content": prompts[0]}]
-        assert "".join(several.stream(turns, adapter=name, max_new_tokens=6)) == text
-        own = score_choices(model.structure, model.params, [question])[0]
-        np.testing.assert_allclose(score.log_likelihoods, own.log_likelihoods, rtol=1e-4)
+        assert [texts[row]] == model.generate([prompts[row]], max_new_tokens=6), name
+        pieces = several.stream(turns[row], adapter=name, max_new_tokens=6)
+        assert "".join(pieces) == texts[row]
+        own = score_choices(model.structure, model.params, [questions[row]])[0]
+        np.testing.assert_allclose(scores[row].log_likelihoods, own.log_likelihoods, rtol=1e-4)
 
 
 def test_rows_use_their_adapters_on_a_mesh(tiny_llama, folders, several):
@@ -160,8 +167,25 @@ def test_sums_that_cannot_be_made_are_refused(tiny_llama, folders):
         model.load_weighted_adapters(two, [1, 1], "linear")
     with pytest.raises(InputError, match="a weight per adapter: 2, got 1"):
         model.load_weighted_adapters(two, [1])
+    with pytest.raises(InputError, match="expected weights that are numbers, got"):
+        model.load_weighted_adapters(two, [float("nan"), 1])
     with pytest.raises(InputError, match="combination: expected one of cat, linear"):
         model.load_weighted_adapters(two, [1, 1], "svd")
+
+
+def test_pissa_as_a_run_leaves_it_is_combined_and_taken_out(base, monkeypatch):
+    """With its start still beside it, which folders do not have."""
+    model = shaken(base.adapt(PeftConfig(method="lora", rank=2, alpha=4.0, init="pissa")))
+    arrays = {name: model.params[name] for name in (TRAINED, FROZEN)}
+    read = adapters.Read(model.structure.adapter, arrays, {})
+    monkeypatch.setattr(type(base), "_read_adapter", lambda *_, **__: read)
+    expected, plain = np.asarray(model.logits(IDS)), np.asarray(base.logits(IDS))
+    assert np.abs(expected - plain).max() > 0.05
+    summed = dataclasses.replace(base).load_weighted_adapters(["w"], [1.0])
+    np.testing.assert_allclose(summed.logits(IDS), expected, atol=3e-4)
+    rows = dataclasses.replace(base).load_adapters({"w": "w"}).logits(IDS, adapters=["w", ""])
+    np.testing.assert_allclose(rows, [expected[0], plain[1]], atol=3e-4)
+    np.testing.assert_allclose(model.merged().unmerged("w").logits(IDS), plain, atol=5e-4)
 
 
 @pytest.mark.parametrize("name", ["root", "pissa"])
@@ -208,6 +232,42 @@ def test_a_merge_that_changes_the_logits_is_refused(tiny_llama, base, tmp_path, 
     with pytest.raises(InputError, match=r"changes logits by up to .*, more than the"):
         model.save_pretrained(tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "ia3"])
+def test_a_merge_that_is_wrong_by_a_tenth_of_the_adapter_is_refused(base, monkeypatch, method):
+    model = shaken(base.adapt(PeftConfig(method=method)))
+    model.checked_merge()
+    right = type(model).merged
+
+    def wrong(self):
+        merged = right(self)
+        further = lambda x, y: y + 0.1 * (y - x)  # noqa: E731
+        return merged.with_params(jax.tree.map(further, base.params, merged.params))
+
+    monkeypatch.setattr(type(model), "merged", wrong)
+    with pytest.raises(InputError, match=r"changes logits by up to .*, more than the"):
+        model.checked_merge()
+
+
+def test_a_merge_that_forgets_trained_rows_is_refused(tmp_path, monkeypatch):
+    """Of 30,000 tokens hardly one that a check draws has a row that is trained."""
+    folder = save_variant(tmp_path / "m", tie_word_embeddings=False, vocab_size=30_000)
+    base = load_pretrained(folder)
+    model = base.adapt(PeftConfig(method="lora", rank=2, token_rows=("a", "b")))
+    trained = model.params[TRAINED]
+    moved = {**trained, "rows": jax.tree.map(lambda x: x + 0.5, trained["rows"])}
+    model = model.with_params({**model.params, TRAINED: moved})
+    right = type(model).merged
+
+    def wrong(self):
+        merged = right(self)
+        return merged.with_params({**merged.params, "embedding": base.params["embedding"]})
+
+    model.checked_merge()
+    monkeypatch.setattr(type(model), "merged", wrong)
+    with pytest.raises(InputError, match=r"changes logits by up to .*, more than the"):
+        model.checked_merge()
 
 
 def test_a_merge_whose_rounding_swallows_the_adapter_is_refused(base):

@@ -39,10 +39,10 @@ ALL = pytest.mark.parametrize("name", ["runs", "study"])
 
 HEADINGS = {
     "runs": ["What was run", "Scores", "Training", "By template and class", "Samples",
-             "What is trained", "Data", "Costs"],
+             "What is trained", "Data", "Costs", "Settings that differ"],
     "study": ["What the numbers say", "What was run", "Scores", "What was forgotten",
               "How many examples", "Between base and tuned", "Training", "Samples",
-              "What is trained", "Data", "Costs"],
+              "What is trained", "Data", "Costs", "Settings that differ"],
 }  # fmt: skip
 
 

@@ -126,4 +126,4 @@ def test_a_workdir_is_shown_once(tmp_path):
 def test_names_are_as_short_as_they_can_be(tmp_path):
     a, b, c = (tmp_path / name for name in ("a/run", "b/run", "c/other"))
     assert distinct_names([a, c]) == ["run", "other"]
-    assert distinct_names([a, b, c]) == ["a/run", "b/run", "c/other"]
+    assert distinct_names([a, b, c]) == ["a/run", "b/run", "other"]

@@ -147,6 +147,59 @@ def test_task_score_stands_against_the_mean_retained_score(tmp_path):
     assert list(curve.x) == pytest.approx([70, 66.875, 57.5, 41.875, 20])
     assert list(curve.y) == pytest.approx([20, 28.75, 37.5, 46.25, 55])
     assert list(curve.names) == ["0%", "25%", "50%", "75%", "100% single"]
+    shares = table(mixing, "Scores by the share")
+    assert shares["single, 50% tuned"][:3] == ["57.5", "38 [31–44]", "57 [51–64]"]
+
+
+def test_a_workdir_shows_its_scores_between_base_and_tuned(tmp_path):
+    folder = training_run(tmp_path / "w")
+    found = json.loads((folder / "results.json").read_text())
+    for share in (0.0, 0.5, 1.0):
+        found["rows"].append(
+            row("tuned", "rating", "accuracy", 0.2 + 0.4 * share, interpolation=share)
+        )
+    write(folder, {"results.json": dump(found)})
+    alone = sections(folder)["mixing"]
+    assert table(alone, "Scores by the share")["tuned, 50% tuned"] == ["40 [33–47]"]
+    assert not alone.plots  # nothing was scored that could have been forgotten
+    for share in (0.0, 0.5, 1.0):
+        found["rows"].append(
+            row("tuned", "names", "exact_match", 0.9 - share / 2, interpolation=share)
+        )
+    write(folder, {"results.json": dump(found)})
+    [plot] = sections(folder)["mixing"].plots
+    [curve] = plot.curves
+    assert list(curve.x) == pytest.approx([90, 65, 40])
+    assert list(curve.y) == pytest.approx([20, 40, 60])
+
+
+def test_two_studies_keep_apart_what_their_runs_of_one_name_found(tmp_path):
+    one, two = study(tmp_path / "one"), study(tmp_path / "two")
+    found = json.loads((two / "results.json").read_text())
+    for entry in (*found["drift"], *found["changes"]):
+        entry["value"] += 0.1
+    for entry in found["rows"]:
+        if "interpolation" in entry:
+            entry["value"] /= 2
+    write(two, {"results.json": dump(found)})
+    shown = sections(one, two)
+    drift = table(shown["forgetting"], "Early signs")
+    assert (drift["single, one"][0], drift["single, two"][0]) == ("0.021", "0.121")
+    changes = table(shown["forgetting"], "Change per task")
+    assert changes["single, one: names"][2].startswith("−55.0")
+    assert changes["single, two: names"][2].startswith("−45.0")
+    titles = [plot.title for plot in shown["forgetting"].plots]
+    assert "single, one: change per task" in titles
+    assert "single, two: change per task" in titles
+    first, second = (plot.curves[0] for plot in shown["mixing"].plots)
+    assert [2 * y for y in second.y] == pytest.approx(list(first.y))
+    asked = [question for question, _ in shown["findings"].findings]
+    assert "one: What was forgotten?" in asked
+    assert "two: What was forgotten?" in asked
+    costs = table(shown["costs"], "What each run of the study cost")
+    assert {"single, one of 50", "single, two of 50"} == set(costs)
+    levels = table(shown["forgetting"], "Which probes count")
+    assert levels["names"][1] == "probes, two"  # the later of two lines
 
 
 # Curves
@@ -213,6 +266,20 @@ def test_the_mean_that_selects_is_drawn_where_there_are_several_tasks(tmp_path):
     ]  # fmt: skip
 
 
+def test_early_signs_of_forgetting_and_penalties_are_drawn(tmp_path):
+    logged = [
+        {"step": 1, "loss": 2.0, "text_kl": 0.1, "l2sp": 0.01},
+        {"step": 1, "validation_loss": 2.1, "weight_drift": 0.002, "kl_from_base": 0.03},
+        {"step": 2, "loss": 1.9, "text_kl": 0.2, "l2sp": 0.02},
+    ]
+    folder = write(tmp_path / "w", {"config.json": "{}", "metrics.jsonl": lines(logged)})
+    plots = {plot.title: plot.curves for plot in sections(folder)["training"].plots}
+    assert [list(c.y) for c in plots["Distance from the base"]] == [[0.002]]
+    assert [list(c.y) for c in plots["KL from the base on neutral text"]] == [[0.1, 0.2], [0.03]]
+    assert [list(c.y) for c in plots["L2-SP penalty"]] == [[0.01, 0.02]]
+    assert "EWC penalty" not in plots
+
+
 def test_costs_are_tokens_speed_and_time(tmp_path):
     costs = sections(training_run(tmp_path / "w"))["costs"]
     assert table(costs, "What training cost")["w"] == [
@@ -229,12 +296,12 @@ def test_configs_that_differ_are_shown_field_by_field(tmp_path):
         training_run(tmp_path / "a", optimizer__peak_lr=1e-5),
         training_run(tmp_path / "b", optimizer__peak_lr=1e-4, train__seed=3, study__task="rating"),
     ]
-    overview = sections(*folders)["overview"]
-    assert table(overview, "Every field in which the configs differ") == {
+    found = sections(*folders)
+    assert table(found["settings"], "Every field in which the configs differ") == {
         "config.optimizer.peak_lr": ["1e-05", "0.0001"],
         "config.train.seed": ["0", "3"],
     }
-    assert table(overview, "Main settings")["tasks"] == ["rating", "rating"]
+    assert table(found["overview"], "Main settings")["tasks"] == ["rating", "rating"]
 
 
 def test_data_says_what_each_task_got_and_what_was_rejected_and_why(tmp_path):

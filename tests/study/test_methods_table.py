@@ -2,7 +2,6 @@
 
 import dataclasses
 import runpy
-from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -43,10 +42,12 @@ def test_the_config_of_methods_has_them_all_from_one_start(tmp_path):
 
 
 def test_the_larger_studies_go_on_from_the_short_one(tmp_path):
-    plans = [
+    short, *larger = [
         {planned.key: planned.config for planned in make_plan(shipped(name), tmp_path)}
-        for name in ("study", "study:peft", "study:full")
+        for name in ("study", "study:peft", "study:remedies", "study:full")
     ]
-    for smaller, larger in pairwise(plans):
-        assert {key: larger[key] for key in smaller} == smaller
-    assert plans[1].keys() - plans[0].keys() == {"dora-seed0", "ia3-seed0", "qlora-seed0"}
+    for plan in larger:
+        assert {key: plan[key] for key in short} == short
+    more = [{key.removesuffix("-seed0") for key in plan.keys() - short.keys()} for plan in larger]
+    assert more[:2] == [{"dora", "ia3", "qlora"}, {"kl", "l2sp"}]
+    assert {key for key in more[2] if "seed" not in key} == {"curve-2000", "curve-4000"}

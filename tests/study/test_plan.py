@@ -42,8 +42,8 @@ def test_a_run_trains_its_tasks_alone_and_keeps_the_others_test_splits(tmp_path)
     base = config(tmp_path).data.tasks
     rating, topic = plan["single"].config.data.tasks
     assert rating == base[0]
-    assert topic.weight == topic.validation_fraction == 0
-    assert topic.test_fraction == base[1].test_fraction
+    assert topic == dataclasses.replace(base[1], weight=0.0)
+    assert plan["single"].config.train.eval_tasks == "trained"
     rating, topic = plan["first"].config.data.tasks
     assert (rating.weight, topic) == (0, base[1])
     assert plan["first"].config.train.num_steps == 40

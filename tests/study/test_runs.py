@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -199,9 +200,9 @@ def test_the_table_of_methods_joins_costs_and_scores(finished, tiny_llama, tmp_p
     for name, row in (("single", single), ("lora", lora)):
         assert row["rating accuracy"].startswith(f"{percent(name, 'rating'):.0f} [")
         change = percent(name, "topic") - percent("first", "topic")
-        assert row["topic accuracy"].startswith(f"{change:+.1f} [")
+        assert row["topic accuracy"].startswith(f"{change:+.1f} [".replace("-", "−"))
     less = percent("lora", "rating") - percent("single", "rating")
-    assert lora["against single"].startswith(f"{less:+.1f} [")
+    assert lora["against single"].startswith(f"{less:+.1f} [".replace("-", "−"))
     assert single["against single"] == ""
 
 
@@ -322,6 +323,24 @@ def test_what_would_fail_later_is_refused_at_once(tiny_llama, files, tmp_path, p
         study(build_run_config(tree), tmp_path / "W")
     assert says in str(caught.value)
     assert not (tmp_path / "W" / "runs").exists()
+
+
+def test_a_study_does_not_go_on_with_other_probes_or_other_data(tiny_llama, tmp_path):
+    files = write_files(tmp_path)
+    run = {"name": "a", "config": {"train.num_steps": 2}}
+    tree = {**study_tree(tiny_llama, files), "study": {"runs": [run]}}
+    study(build_run_config(tree), tmp_path / "W")
+    said = r"runs.baselines: was scored on rating, topic, not on what config.study.probes asks for"
+    shutil.rmtree(tmp_path / "W" / "runs" / "a-seed0")  # as if it had not come so far
+    other = build_run_config({**tree, "study": {"runs": [run], "probes": ["rating"]}})
+    with pytest.raises(InputError, match=said):
+        study(other, tmp_path / "W")
+    with (files / "topics.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "Wet wood", "topic": "rain"}) + "\n")
+    further = {**tree, "study": {"runs": [run, {**run, "name": "b"}]}}
+    with pytest.raises(InputError, match="the data of task topic is not what the study began"):
+        study(build_run_config(further), tmp_path / "W")
+    assert not (tmp_path / "W" / "runs" / "b-seed0").exists()
 
 
 def test_a_study_can_be_given_more(finished, tiny_llama, files, tmp_path, monkeypatch):

@@ -73,6 +73,12 @@ def test_each_task_is_scored_by_its_own_metrics_unless_others_are_asked_for(base
     _, _, plan = planned(base, tree)
     assert metrics_of(plan) == {}
     assert plan.packed is not None
+    tree = two_tasks("", weight=0.0)
+    assert set(metrics_of(planned(base, tree)[2])) == {"rating", "writing"}
+    tree["train"]["eval_tasks"] = "trained"
+    _, _, plan = planned(base, tree)
+    assert set(metrics_of(plan)) == {"rating"}
+    assert {prompt.task for prompt in plan.prompts} == {"rating", "writing"}
 
 
 def test_selection_averages_the_trained_tasks_that_have_the_metric(base):
@@ -306,3 +312,26 @@ def test_early_stopping_is_exact_under_resume(stopped, tiny_llama, tmp_path):
         for w in (stopped.workdir, tmp_path / "W")
     ]
     assert logged[0] == logged[1]
+
+
+def test_samples_of_the_start_are_made_once_also_without_validation(tiny_llama, tmp_path):
+    """Killed behind a checkpoint, the run does not sample its tuned weights as step 0."""
+    tree = run_tree(tiny_llama, train__num_steps=4, train__save_every=2, train__num_samples=2)
+    tree["data"]["tasks"][0] |= {"validation_size": 0, "validation_fraction": 0.0}
+    tree["evaluation"] = {"shots": [0], "max_new_tokens": 4}
+    config = build_run_config(tree)
+    save = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+
+        def interrupted(self, state, *rest):
+            save(self, state, *rest)
+            raise KeyboardInterrupt
+
+        patch.setattr(Checkpoints, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "W")
+    begun = read_run(tmp_path / "W").samples
+    train(config, tmp_path / "W")
+    samples = read_run(tmp_path / "W").samples
+    assert [s["step"] for s in samples] == [0, 0, 3, 3, 4, 4]
+    assert samples[:2] == begun
