@@ -15,8 +15,8 @@ class StudyRun:
         name: of its folder, and the "model" of its rows.
         after: the entry whose model it goes on from, seed by seed; "" starts from
             config.model.path.
-        tasks: what it trains; () is the study's task alone. All other tasks get weight 0 and
-            no validation.
+        tasks: what it trains; () is the study's task alone. All other tasks get weight 0, and
+            validation leaves them out unless "train.eval_tasks" is "all" in `config`.
         replay: tasks that it trains as well, with replay set; it needs
             {"data.mixture.replay_share": ...} in `config`.
         config: further fields, by their dotted names: {"peft.method": "lora"}. A run that goes on
