@@ -1,6 +1,7 @@
 """LanguageModel: a checkpoint's config, parameters and tokenizer in one value, for people."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -367,6 +368,7 @@ class LanguageModel:
             raise InputError(f"adapters: expected names that are not empty, got {list(paths)}")
         parts = [self._read_adapter(path).alone(path) for path in paths.values()]
         adapter, arrays, blocks = mixing.side_by_side(parts)
+        self._take_format(list(paths.values()))
         self._use(adapter, arrays)
         self._rows = dict(zip(paths, blocks, strict=True)) | {"": np.zeros_like(blocks[0])}
         return self
@@ -383,7 +385,24 @@ class LanguageModel:
         """
         check_choice("combination", combination, get_args(mixing.Combination))
         parts = [self._read_adapter(path).alone(path) for path in paths]
-        return self._use(*mixing.weighted(parts, weights, combination))
+        adapter, arrays = mixing.weighted(parts, weights, combination)
+        self._take_format(paths)
+        return self._use(adapter, arrays)
+
+    def _take_format(self, paths: Sequence[str | Path]) -> None:
+        """Uses the tokenizer and chat template of several folders, if they are the same in all."""
+        if self.tokenizer is None:
+            return
+        found = [self._unknown_tokens(Path(path).expanduser()).tokenizer for path in paths]
+        formats = {(len(t), t.chat_template) for t in found if t is not None}
+        if len(formats) == 1 and None not in found:
+            self.tokenizer = found[0]
+            self.__dict__.pop("chat", None)
+        elif formats - {(len(self.tokenizer), self.tokenizer.chat_template)}:
+            print(
+                "the adapters were not all trained in one chat format; prompts are in the model's",
+                file=sys.stderr,
+            )
 
     def adapter_rows(
         self, adapters: Sequence[str] | None, count: int

@@ -257,6 +257,40 @@ def test_the_format_that_an_adapter_was_trained_in_comes_with_it(folder, tmp_pat
     assert "not used" not in capsys.readouterr().err
 
 
+def test_new_tokens_use_rows_that_a_base_has_to_spare(tmp_path):
+    """As padded tables have: no table grows, so nothing but the tokenizer tells of them."""
+    folder = save_variant(tmp_path / "m", tie_word_embeddings=True, vocab_size=320)
+    fields = {"method": "lora", "rank": 2, "modules_to_save": ("embed_tokens",)}
+    model = load_pretrained(folder).with_new_tokens(TOKENS).adapt(PeftConfig(**fields))
+    model.save_adapter(tmp_path / "a")
+    found = load_pretrained(folder).load_adapter(tmp_path / "a")
+    assert found.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+    assert found.tokenizer.encode("<tool>", add_special_tokens=False) == [258]
+    ids = np.concatenate([IDS, [[258], [259]]], axis=1)
+    np.testing.assert_allclose(found.logits(ids), model.logits(ids), atol=1e-5)
+
+
+def test_several_adapters_bring_their_format_if_it_is_one(folder, tmp_path, capsys):
+    plain = load_pretrained(folder)
+    plain.adapt(PeftConfig(method="lora", rank=2)).save_adapter(tmp_path / "plain")
+    for name in ("one", "two"):
+        shutil.copytree(tmp_path / "plain", tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        tokenizer.chat_template = FORMAT.replace("<turn>", "").replace("</turn>", "<|im_end|>")
+        tokenizer.save_pretrained(tmp_path / name)
+    asked = [{"role": "user", "content": "x"}]
+    expected = load_pretrained(folder).load_adapter(tmp_path / "one").chat.prompt_text(asked)
+    assert expected == "user: x<|im_end|>assistant: "
+    paths = {name: tmp_path / name for name in ("one", "two")}
+    assert load_pretrained(folder).load_adapters(paths).chat.prompt_text(asked) == expected
+    summed = load_pretrained(folder).load_weighted_adapters(list(paths.values()), [0.5, 0.5])
+    assert summed.chat.prompt_text(asked) == expected
+    assert "not all trained in one chat format" not in capsys.readouterr().err
+    mixed = load_pretrained(folder).load_adapters({**paths, "plain": tmp_path / "plain"})
+    assert mixed.chat.prompt_text(asked) == plain.chat.prompt_text(asked) != expected
+    assert "not all trained in one chat format" in capsys.readouterr().err
+
+
 def test_a_tokenizer_beside_an_adapter_that_numbers_tokens_otherwise_is_not_used(
     folder, tmp_path, capsys
 ):

@@ -128,6 +128,9 @@ _FORMATS = {
 }  # fmt: skip
 
 
+_LARGEST_RANK = 2**16  # no layer is wider; more would only fill the memory
+
+
 def _are_names(value: Any) -> bool:
     return value is None or isinstance(value, str) or _are_all(value, str)
 
@@ -297,9 +300,11 @@ def _read_lora(fields: Fields, host: Host, where: str) -> Plan:
         for name in site.names():
             rank = patterned(fields, "rank_pattern", name, fields.get("r", 8), where)
             alpha = patterned(fields, "alpha_pattern", name, fields.get("lora_alpha", 8), where)
-            if type(rank) is not int or type(alpha) not in (int, float) or not min(rank, alpha) > 0:
+            known = type(rank) is int and type(alpha) in (int, float)
+            if not (known and 0 < rank <= _LARGEST_RANK and 0 < alpha < 1e9):
                 raise InputError(
-                    f"{where}: {name} has rank {rank!r} and alpha {alpha!r}; expected both above 0"
+                    f"{where}: {name} has rank {rank!r} and alpha {alpha!r}; expected both above "
+                    f"0, and a whole rank of at most {_LARGEST_RANK}"
                 )
             ranks[name], scalings[name] = rank, alpha / (rank**0.5 if root else rank)
     rank = max(ranks.values())

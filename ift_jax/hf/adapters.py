@@ -180,9 +180,10 @@ def new_tokens(path: Path, tokenizer: Any, host: Host) -> NewTokens:
     asked = folder.read_json(config).get("trainable_token_indices") or []
     lists = asked.values() if isinstance(asked, dict) else [asked]
     ids = [i for one in lists if isinstance(one, list) for i in one if isinstance(i, int)]
-    num_tokens = len(tokenizer)
-    if num_rows <= tables[0].out_shape[0] and max(ids, default=0) < num_tokens:
-        return NewTokens((), 0, _trained_with(path, theirs, tokenizer))
+    num_tokens, own_rows = len(tokenizer), tables[0].out_shape[0]
+    if num_rows <= own_rows and max(ids, default=0) < num_tokens:
+        # More tokens than the model's may use rows that it has to spare, as they are.
+        return NewTokens((), 0, _trained_with(path, theirs, tokenizer, own_rows))
     more = sorted((number, text) for text, number in theirs.get_vocab().items()
                   if number >= num_tokens)  # fmt: skip
     if [number for number, _ in more] != [*range(num_tokens, num_tokens + len(more))]:
@@ -191,10 +192,11 @@ def new_tokens(path: Path, tokenizer: Any, host: Host) -> NewTokens:
             f"{num_tokens}; expected numbers without gaps"
         )
     texts = tuple(text for _, text in more)
-    return NewTokens(texts, num_rows, _trained_with(path, theirs, tokenizer, texts))
+    size = max(num_rows, own_rows, len(theirs.get_vocab()))
+    return NewTokens(texts, num_rows, _trained_with(path, theirs, tokenizer, size))
 
 
-def _trained_with(path: Path, theirs: Any, ours: Any, new: Sequence[str] = ()) -> Any:
+def _trained_with(path: Path, theirs: Any, ours: Any, num_rows: int) -> Any:
     """The folder's tokenizer, fit for the model: tokens alike, and no more than have rows.
 
     One that numbers the model's tokens otherwise is not used, and stderr says so.
@@ -210,7 +212,7 @@ def _trained_with(path: Path, theirs: Any, ours: Any, new: Sequence[str] = ()) -
         return None
     if theirs.chat_template is None:
         theirs.chat_template = ours.chat_template
-    if len(found) == len(known) + len(new):
+    if max(found.values()) < num_rows:
         return theirs
     told = copy.deepcopy(ours)
     told.chat_template = theirs.chat_template

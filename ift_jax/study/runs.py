@@ -39,6 +39,7 @@ from ift_jax.train.run import (
     base_of,
     check_batch,
     check_frozen,
+    check_mergeable,
     check_run,
     claim_workdir,
     tune,
@@ -260,6 +261,10 @@ def _check(
             check_run(planned.config, base, made)
             if planned.config.peft.method != "none":
                 base.adapter_for(planned.config.peft)
+            if planned.run.interpolations:
+                check_mergeable(planned.config.peft, base, "interpolations")
+            if following := [one.run.name for one in plan if one.after == planned.key]:
+                check_mergeable(planned.config.peft, base, f"{following[0]}.after")
         except InputError as error:
             raise InputError(f"config.study.runs: {planned.run.name}: {error}") from error
         for task in made.trained():

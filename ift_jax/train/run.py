@@ -22,6 +22,7 @@ from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
 from ift_jax.hf.folder import read_json
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
+from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_chat, load_configured
 from ift_jax.report.page import leave_report
 from ift_jax.report.table import results_table
@@ -132,10 +133,26 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
             f"{limit + virtual}{taken if virtual else ''}"
         )
     _check_new_tokens(config, base)
+    if config.evaluation.interpolation:
+        check_mergeable(config.peft, base, "config.evaluation.interpolation")
     check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
     if config.remedies.ewc_weight:
         fisher_examples(data, config.remedies.fisher_tasks, config.remedies.fisher_examples)
     return plan_validation(config, base, data)
+
+
+def check_mergeable(peft: PeftConfig, base: LanguageModel, what: str) -> None:
+    """Refuses, before a run, a method whose result no weights express where they are needed.
+
+    Args:
+        base: with the run's adapter, or without one.
+        what: needs them.
+    """
+    if peft.method != "none" and not (base.structure.adapter or base.adapter_for(peft)).can_merge:
+        raise InputError(
+            f"{what}: an adapter of method {peft.method!r} cannot be merged into the weights, "
+            "which this needs"
+        )
 
 
 def claim_workdir(config: RunConfig, workdir: Path) -> None:

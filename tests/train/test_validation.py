@@ -314,6 +314,16 @@ def test_early_stopping_is_exact_under_resume(stopped, tiny_llama, tmp_path):
     assert logged[0] == logged[1]
 
 
+def test_what_cannot_be_merged_is_not_to_be_interpolated(tiny_llama, tmp_path):
+    tree = run_tree(tiny_llama)
+    tree["peft"] = {"method": "prompt"}
+    tree["evaluation"]["interpolation"] = [0.5]
+    says = "config.evaluation.interpolation: an adapter of method 'prompt' cannot be merged"
+    with pytest.raises(InputError, match=says):
+        train(build_run_config(tree), tmp_path / "W")
+    assert not (tmp_path / "W" / "metrics.jsonl").exists()
+
+
 def test_samples_of_the_start_are_made_once_also_without_validation(tiny_llama, tmp_path):
     """Killed behind a checkpoint, the run does not sample its tuned weights as step 0."""
     tree = run_tree(tiny_llama, train__num_steps=4, train__save_every=2, train__num_samples=2)
