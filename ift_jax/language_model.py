@@ -28,7 +28,7 @@ from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.sites import tensor_sites
 from ift_jax.peft.virtual import fitted
 from ift_jax.sharding import param_shardings
-from ift_jax.vocabulary import extended_tokenizer, grown_size, grown_table, unknown
+from ift_jax.vocabulary import extended_tokenizer, format_of, grown_size, grown_table, unknown
 
 if TYPE_CHECKING:
     from ift_jax.evaluation.sampling import Sampling
@@ -394,11 +394,11 @@ class LanguageModel:
         if self.tokenizer is None:
             return
         found = [self._unknown_tokens(Path(path).expanduser()).tokenizer for path in paths]
-        formats = {(len(t), t.chat_template) for t in found if t is not None}
+        formats = {format_of(one) for one in found if one is not None}
         if len(formats) == 1 and None not in found:
             self.tokenizer = found[0]
             self.__dict__.pop("chat", None)
-        elif formats - {(len(self.tokenizer), self.tokenizer.chat_template)}:
+        elif formats - {format_of(self.tokenizer)}:
             print(
                 "the adapters were not all trained in one chat format; prompts are in the model's",
                 file=sys.stderr,

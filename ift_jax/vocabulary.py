@@ -43,6 +43,11 @@ def extended_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> Any:
     return extended
 
 
+def format_of(tokenizer: Any) -> tuple[int, str]:
+    """What prompts of models of one base differ by: the number of tokens, the chat template."""
+    return len(tokenizer), str(tokenizer.chat_template)
+
+
 def unknown(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
     """Those of the texts that are no token."""
     known = tokenizer.get_vocab()

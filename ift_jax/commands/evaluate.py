@@ -88,6 +88,7 @@ def main(_: list[str]) -> None:
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
     from ift_jax.train.selection import chosen_of
+    from ift_jax.vocabulary import format_of
 
     folder = locate(path)
     is_run = is_workdir(folder)
@@ -111,7 +112,9 @@ def main(_: list[str]) -> None:
         models = _models(config.model, path, adapters, name, is_run=is_run, share=share, mesh=mesh)
         known: dict[tuple[int, str], Known] = {}  # by what an adapter's folder may change
         data = {
-            own: load_data(config.data, one.chat, known.setdefault(_format(one), Known()))
+            own: load_data(
+                config.data, one.chat, known.setdefault(format_of(one.chat.tokenizer), Known())
+            )
             for own, one in models.items()
         }
         rows = baseline_rows(next(iter(data.values())), config.evaluation, split=_SPLIT.value)
@@ -135,12 +138,6 @@ def main(_: list[str]) -> None:
     written = {"rows": rows + scored, **written}
     output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print(results_table(shown))
-
-
-def _format(model: "LanguageModel") -> tuple[int, str]:
-    """What examples of models of one base differ by: the number of tokens, the chat template."""
-    tokenizer = model.chat.tokenizer
-    return len(tokenizer), str(tokenizer.chat_template)
 
 
 def _models(

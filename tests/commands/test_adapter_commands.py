@@ -31,6 +31,15 @@ def place(tmp_path_factory, tiny_llama):
     return place
 
 
+def train(place, workdir, *flags):
+    """A run of an adapter, with as little scored as can be."""
+    outcome = place.run(
+        "train", "--config=tiny.py", f"--workdir={workdir}", "--config.evaluation.max_items=1",
+        *flags,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.stderr
+
+
 def test_an_adapter_run_is_exported_for_peft_and_merged_for_transformers(place, tiny_llama):
     for arguments in (["--output=adapter"], ["--output=whole", "--merge_adapter"]):
         outcome = place.run("export", "--workdir=w", *arguments)
@@ -56,12 +65,8 @@ def test_an_adapter_run_is_exported_for_peft_and_merged_for_transformers(place, 
 def test_a_run_of_another_method_is_exported_for_peft_and_used_from_there(
     place, tiny_llama, method
 ):
-    outcome = place.run(
-        "train", "--config=tiny.py", f"--workdir={method}", f"--config.peft.method={method}",
-        "--config.optimizer.peak_lr=0.3", "--config.optimizer.warmup_steps=0",
-        "--config.evaluation.max_items=1",
-    )  # fmt: skip
-    assert outcome.status == 0, outcome.stderr
+    rate = ("--config.optimizer.peak_lr=0.3", "--config.optimizer.warmup_steps=0")
+    train(place, method, f"--config.peft.method={method}", *rate)
     folder = f"{method}-adapter"
     outcome = place.run("export", f"--workdir={method}", f"--output={folder}")
     assert outcome.status == 0, outcome.stderr
@@ -133,11 +138,7 @@ def test_several_adapters_are_scored_beside_one_base(place, tiny_llama):
 
 def test_between_base_and_tuned_no_merge_loses_the_adapter(place):
     """As without --interpolate: steps below the last place of bfloat16 are not written away."""
-    outcome = place.run(
-        "train", "--config=tiny.py", "--workdir=small", "--config.peft.method=lora",
-        "--config.optimizer.peak_lr=1e-4", "--config.evaluation.max_items=1",
-    )  # fmt: skip
-    assert outcome.status == 0, outcome.stderr
+    train(place, "small", "--config.peft.method=lora", "--config.optimizer.peak_lr=1e-4")
     export = ["export", "--workdir=small", "--interpolate=0.5"]
     said = place.refusal(*export, "--output=half", "--dtype=bfloat16")
     assert "merging into bfloat16 weights would lose" in said
@@ -165,11 +166,7 @@ def test_the_adapter_of_a_run_is_for_the_base_of_that_run(place, tiny_llama, cap
 
 
 def test_an_exported_adapter_names_a_base_that_peft_finds_or_says_how_to_make_it(place):
-    outcome = place.run(
-        "train", "--config=tiny.py", "--workdir=second", "--config.model.path=w",
-        "--config.peft.method=ia3", "--config.evaluation.max_items=1",
-    )  # fmt: skip
-    assert outcome.status == 0, outcome.stderr
+    train(place, "second", "--config.model.path=w", "--config.peft.method=ia3")
     outcome = place.run("export", "--workdir=second", "--output=second-adapter")
     command = f"`ift export --workdir={place.path / 'w'} --output=BASE --merge_adapter`"
     assert command in outcome.stderr
