@@ -28,7 +28,12 @@ from transformers import AutoModelForCausalLM
 
 from ift_jax.data.examples import LIBRARY
 from ift_jax.data.templates import load_templates
-from ift_jax.evaluation.scoring import Question, choice_log_likelihoods, encode_questions
+from ift_jax.evaluation.scoring import (
+    Question,
+    choice_log_likelihoods,
+    choice_turns,
+    encode_questions,
+)
 from ift_jax.language_model import LanguageModel
 from ift_jax.pretrained import load_pretrained
 
@@ -56,7 +61,10 @@ def make_questions(model: LanguageModel, count: int) -> list[Question]:
     rendered = template.render_batch(items)
     return encode_questions(
         model.chat,
-        [([*shots, {"role": "user", "content": r.prompt}], r.answer_choices) for r in rendered],
+        [
+            choice_turns([*shots, {"role": "user", "content": r.prompt}], r.answer_choices)
+            for r in rendered
+        ],
     )
 
 

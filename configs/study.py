@@ -15,10 +15,11 @@ does.
 
 The sets are those of configs/data_sets.py. On two CPU cores a run takes some ten minutes with its
 scores, so the first command, with one seed and a curve over 50 to 1,000 examples, takes one and a
-half to two hours. The others go on from there, in the same folder: the second to DoRA, IA3 and
-QLoRA beside LoRA, the third to KL and L2-SP to stage 1, the last to three seeds, 4,000 examples and
-more points on the way back to stage 1: a night's work. configs/methods.py compares all PEFT methods
-on fewer tasks.
+half to two hours. Each further command goes on from the one before, in the same folder, and adds to
+it: DoRA, IA3 and QLoRA beside LoRA; KL and L2-SP to stage 1; three seeds, 4,000 examples and more
+points on the way back to stage 1, which is a night's work (with --config.study.seeds=0 the first
+seed of it alone). A seed decides the order of examples and what an adapter starts from; examples
+and items are the same for all. configs/methods.py compares all PEFT methods on fewer tasks.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
 60 translations and 30 summaries, whose scores are not shares of items. Differences between models
@@ -158,14 +159,16 @@ def _qlora():
     return {**lora, "name": "qlora", "config": {**lora["config"], "model.quantize": "nf4"}}
 
 
+_PEFT = (_adapter("dora", 1e-3), _adapter("ia3", 1e-2), _qlora())
+_REMEDIES = (
+    _remedy("kl", {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2}),
+    _remedy("l2sp", {"remedies.l2sp_weight": 0.01}),
+)
 _MORE = {
     "short": (),
-    "peft": (_adapter("dora", 1e-3), _adapter("ia3", 1e-2), _qlora()),
-    "remedies": (
-        _remedy("kl", {"remedies.text_kl_weight": 1.0, "remedies.text_rows": 2}),
-        _remedy("l2sp", {"remedies.l2sp_weight": 0.01}),
-    ),
-    "full": (),
+    "peft": _PEFT,
+    "remedies": (*_PEFT, *_REMEDIES),
+    "full": (*_PEFT, *_REMEDIES),
 }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from ift_jax.sharding import param_shardings
 from ift_jax.train.step import TrainState
 
 _FOLDER = "checkpoints"
+# Steps on their way out are moved here first, so that whatever is cut off, a step is whole or gone.
+_DELETED = "deleted"
 
 
 class Position(NamedTuple):
@@ -44,7 +47,9 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         self.folder = (workdir / _FOLDER).resolve()
-        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            create=True, enable_async_checkpointing=False, todelete_subdir=_DELETED
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, state: TrainState, score: float | None, frozen: Any = None) -> None:
@@ -66,9 +71,7 @@ class Checkpoints:
             ),
         )
         keep = {step, self.best()}
-        for old in self._manager.all_steps():
-            if old not in keep:
-                self._manager.delete(old)
+        self._delete([old for old in self._manager.all_steps() if old not in keep])
 
     def latest(self) -> int | None:
         """The last step saved; None if there is none."""
@@ -136,11 +139,15 @@ class Checkpoints:
             shutil.rmtree(self.folder)
             return
         best = self.best()
-        for step in self._manager.all_steps():
-            if step == best:
-                shutil.rmtree(self.folder / str(step) / "optimizer", ignore_errors=True)
-            else:
-                self._manager.delete(step)
+        self._delete([step for step in self._manager.all_steps() if step != best])
+        shutil.rmtree(self.folder / str(best) / "optimizer", ignore_errors=True)
+
+    def _delete(self, steps: Sequence[int]) -> None:
+        deleted = self.folder / _DELETED
+        shutil.rmtree(deleted, ignore_errors=True)  # what was cut off before
+        for step in steps:
+            self._manager.delete(step)
+        shutil.rmtree(deleted, ignore_errors=True)
 
     def close(self) -> None:
         """Releases the manager's threads."""
@@ -205,12 +212,16 @@ def load_workdir(
 
     Args:
         which: "best", "latest" or a step's number.
+        param_dtype: of the weights; where the run quantized them it is the run's own, to which
+            they were rounded before.
         share: of the tuned weights; below 1 gives a model between base and tuned one, see
             `ift_jax.interpolation`.
     """
     from ift_jax.config import read_run_config
 
     run = read_run_config(workdir)
+    if run.model.quantize != "none":
+        param_dtype = run.model.param_dtype
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.choose(which)
@@ -246,12 +257,12 @@ def load_workdir_adapter(
         raise InputError(f"{workdir}: this run trained all weights; give it as the model itself")
     if not any_base:
         _check_base(workdir, run.model.path, model)
-        kind = stored_kind(model.params)
-        if kind != run.model.quantize:
+        here = stored_kind(model.params)
+        there = run.model.quantize, run.model.quantize_group
+        if here != there and (here[0] != "none" or there[0] != "none"):
             print(
-                f"{workdir}: its adapter was trained beside weights stored as "
-                f"{run.model.quantize}, here they are {kind} (quantize): logits are not those of "
-                "its run",
+                f"{workdir}: its adapter was trained beside weights stored as {_in_words(*there)}, "
+                f"here they are {_in_words(*here)} (quantize): logits are not those of its run",
                 file=sys.stderr,
             )
     checkpoints = Checkpoints(workdir)
@@ -259,6 +270,10 @@ def load_workdir_adapter(
         return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)
     finally:
         checkpoints.close()
+
+
+def _in_words(kind: str, group: int) -> str:
+    return kind if kind == "none" else f"{kind} in groups of {group}"
 
 
 def _check_base(workdir: Path, path: str, model: LanguageModel) -> None:

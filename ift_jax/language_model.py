@@ -124,6 +124,8 @@ class LanguageModel:
         Raises:
             InputError: for options that make no sense, and a prompt that leaves no room.
         """
+        if isinstance(prompts, str):
+            raise InputError("generate: expected a list of prompts, got one text; put it into []")
         return self._answers([_user(text) for text in prompts], adapters, options)
 
     def reply(
@@ -181,14 +183,11 @@ class LanguageModel:
         listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
         return tuple(sorted({*listed, self.chat.end_of_turn_id}))
 
-    def adapt(
-        self, config: PeftConfig, *, seed: int = 0, mesh: Mesh | None = None
-    ) -> "LanguageModel":
+    def adapt(self, config: PeftConfig, *, seed: int = 0) -> "LanguageModel":
         """The same weights, frozen, with a fresh adapter beside them; itself for "none".
 
         Args:
-            seed: of the adapter's random start.
-            mesh: places the adapter's arrays; default: one device.
+            seed: of the adapter's random start. Its arrays lie where the weights do.
 
         Raises:
             InputError: if the config names what the model does not have, or the model has an
@@ -200,9 +199,7 @@ class LanguageModel:
             raise InputError("the model has an adapter already; `merged()` works it in")
         adapter = self.adapter_for(config)
         arrays = adapter.init(self.params, seed, self._prompt_start(config))
-        if mesh is not None:
-            arrays = jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
-        return self.with_adapter(adapter, arrays)
+        return self.with_adapter(adapter, self._placed(adapter, arrays))
 
     def adapter_for(self, config: PeftConfig) -> Adapter:
         """The static half of an adapter for this model. Raises InputError as `adapt`."""
@@ -442,13 +439,15 @@ class LanguageModel:
             return adapters.Read(*load_workdir_adapter(found, self, any_base=merged), {})
         return adapters.read_adapter(found, self._host())
 
-    def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
+    def _placed(self, adapter: Adapter, arrays: Params) -> Params:
+        """An adapter's arrays beside the weights."""
         mesh = self.mesh
         if mesh is None:
-            arrays = jax.tree.map(jnp.asarray, arrays)
-        else:
-            arrays = jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
-        adapted = self.with_adapter(adapter, arrays)
+            return jax.tree.map(jnp.asarray, arrays)
+        return jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
+
+    def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
+        adapted = self.with_adapter(adapter, self._placed(adapter, arrays))
         self.structure, self.params = adapted.structure, adapted.params
         return self
 
@@ -515,6 +514,7 @@ class LanguageModel:
             InputError: as `Adapter.unmerged`.
         """
         adapter, arrays, _ = self._read_adapter(path, merged=True)
+        arrays = self._placed(adapter, arrays)
         return self.with_params(adapter.unmerged({**self.params, **arrays}))
 
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:

@@ -1,6 +1,7 @@
 """ift evaluate --config=C --model=M --output=F.json: scores a model on the config's tasks.
 
-The output says which split was scored and, of a workdir, which step and why that one. With
+The output says which split was scored and, of a workdir (also as an adapter), which step and why
+that one. Tasks without that split are left out, with a note. With
 --interpolate=0.5 a workdir's weights are taken half-way between base and tuned ones (WiSE-FT).
 
 With --adapter=A,B several adapters are scored, one after the other, beside one base.
@@ -12,6 +13,7 @@ With --predictions=P.jsonl it also keeps what the model answered to every item.
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -82,7 +84,7 @@ def main(_: list[str]) -> None:
 
     from ift_jax.data.pipeline import Known
     from ift_jax.data.prepared import load_data
-    from ift_jax.evaluation.tasks import baseline_rows, evaluate
+    from ift_jax.evaluation.tasks import baseline_rows, check_scoring, evaluate, having
     from ift_jax.interpolation import check_share
     from ift_jax.model_config import is_workdir, locate
     from ift_jax.report.table import results_table
@@ -98,25 +100,36 @@ def main(_: list[str]) -> None:
     if share < 1 and not is_run:
         raise InputError(f"--interpolate={share}: {path} is no workdir, so it has no base")
     written: dict[str, Any] = {"split": _SPLIT.value}
-    if is_run:
-        written["chosen"] = chosen_of(folder).to_json()
-        if _SPLIT.value == "test":
-            print(
-                "scoring the test split; choose between models by --split=validation",
-                file=sys.stderr,
-            )
+    runs = {_NAME.value or "tuned": folder} if is_run else {}
+    runs |= {one: found for one in adapters if is_workdir(found := Path(one).expanduser())}
+    chosen = {one: chosen_of(found).to_json() for one, found in runs.items()}
+    if len(chosen) == 1:
+        written["chosen"] = next(iter(chosen.values()))
+    elif chosen:
+        written["chosen_by_run"] = chosen
+    if chosen and _SPLIT.value == "test":
+        print(
+            "scoring the test split; choose between models by --split=validation", file=sys.stderr
+        )
     shots = shots or ([0] if is_tuned else list(config.evaluation.shots))
+    if not shots:
+        raise InputError("config.evaluation.shots is empty, so nothing is scored; give --shots=0")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         name = _NAME.value or ("tuned" if is_tuned else "base")
         models = _models(config.model, path, adapters, name, is_run=is_run, share=share, mesh=mesh)
         known: dict[tuple[int, str], Known] = {}  # by what an adapter's folder may change
         data = {
-            own: load_data(
-                config.data, one.chat, known.setdefault(format_of(one.chat.tokenizer), Known())
+            own: having(
+                load_data(
+                    config.data, one.chat, known.setdefault(format_of(one.chat.tokenizer), Known())
+                ),
+                _SPLIT.value,
             )
             for own, one in models.items()
         }
+        for own, one in models.items():  # before a file is emptied
+            check_scoring(one, data[own], config.evaluation, split=_SPLIT.value, shots=shots)
         rows = baseline_rows(next(iter(data.values())), config.evaluation, split=_SPLIT.value)
         scored = []
         with predictions.open("w", encoding="utf-8") if predictions else nullcontext() as file:

@@ -25,6 +25,7 @@ PLAIN_TEMPLATE = (
 )
 REASONING = "reasoning_content"  # the key under which chat templates look for it
 _MARK = "\u2063content\u2063"  # invisible separators: no template treats them as markup
+_THOUGHT = "\u2063thought\u2063"
 
 
 class Turns(NamedTuple):
@@ -240,6 +241,26 @@ class Chat:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated tokens, special tokens and the opening of the turn left out."""
         return self._text(ids).removeprefix(self._opening_text)
+
+    def spoken(self, text: str) -> str:
+        """What of a generated text is the answer: what follows the reasoning, if there is any.
+
+        Example: behind `<think>Two and two.</think>` of a template that prints reasoning so.
+        """
+        end = self._end_of_reasoning
+        _, found, answer = text.partition(end) if end else ("", "", "")
+        return answer.lstrip() if found else text
+
+    @cached_property
+    def _end_of_reasoning(self) -> str:
+        """What the template prints between reasoning and answer, or "" if it prints none."""
+        user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}
+        text = self.tokenizer.apply_chat_template(
+            [user, {**answer, REASONING: _THOUGHT}], tokenize=False
+        )
+        _, found, behind = text.partition(_THOUGHT)
+        between, also, _ = behind.partition(_MARK)
+        return self.special_tokens.sub("", between).strip() if found and also else ""
 
     def decode_beginning(self, ids: Iterable[int]) -> str:
         """As much of `decode` as stays the same whatever tokens follow."""

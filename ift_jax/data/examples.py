@@ -46,6 +46,7 @@ class Example:
         shots: solved examples that stand before the question, among the messages.
         own_turns: where the example's own turns begin among the messages, behind the shots; its own
             system turn stands before them.
+        references: all answers that count as right, the completion among them; () for it alone.
     """
 
     task: str
@@ -64,6 +65,7 @@ class Example:
     whole: int = 0
     shots: int = 0
     own_turns: int = 0
+    references: tuple[str, ...] = ()
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -367,6 +369,7 @@ def from_conversations(
                     template=template,
                     turns=turns,
                     choices=outcome.choices or (),
+                    references=outcome.references if outcome.references[1:] else (),
                     label=str(record.fields.get(task.subset_by, "")),
                     origin=origin,
                     **_digests(task, record, asked, tuple(texts), said, whole)._asdict(),

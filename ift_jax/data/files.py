@@ -7,6 +7,7 @@ without any `\\n` ends its lines with a `\\r`, as some spreadsheets for the Maci
 
 import bz2
 import codecs
+import fcntl
 import gzip
 import io
 import lzma
@@ -31,6 +32,7 @@ _MAGIC = {
     b"ARROW1\x00\x00": ".arrow",
 }
 _CHUNK_BYTES = 1 << 17
+LOCK = "lock"  # the file that `locked` locks
 
 
 def split_extension(path: str) -> tuple[str, str]:
@@ -205,6 +207,21 @@ def _decoded_lines(
         if number == 1:
             text = text.removeprefix("\ufeff")
         yield number, text.removesuffix("\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Whether this process alone works in a folder, as long as the block lasts.
+
+    A process that ends, however it does, lets go of it.
+    """
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -11,7 +11,6 @@ The key holds digests of the sources' bytes, the template texts, the tokenizer a
 fit is refused. A row stays as it was packed; each epoch visits the rows in another order.
 """
 
-import fcntl
 import itertools
 import json
 import multiprocessing
@@ -29,7 +28,7 @@ from ift_jax.data.chat import Chat, Turns
 from ift_jax.data.collect import join_parts
 from ift_jax.data.config import DataConfig
 from ift_jax.data.examples import Example
-from ift_jax.data.files import replace_text
+from ift_jax.data.files import LOCK, locked, replace_text
 from ift_jax.data.fitting import encode_examples
 from ift_jax.data.loader import RowSource
 from ift_jax.data.parts import collect_part, is_done, load_part, one_core, use_one_core
@@ -101,17 +100,15 @@ def prepare(
         hosts = sorted({i // num_processes for i in missing})
         print(f"part {part[0]} of {part[1]} is done; missing: {hosts}", file=sys.stderr)
         return None
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with locked(folder) as is_mine:
+        if not is_mine:
             print("another process joins the parts", file=sys.stderr)
             return None
         if (folder / "index.json").exists():
             return _finished(folder, key)
         card = _join(config, chat, folder, total, key)
     shutil.rmtree(parts)
-    (folder / "lock").unlink(missing_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)
     return card
 
 
@@ -175,7 +172,8 @@ def _read_examples(path: Path, task: str, store: Store, chat: Chat) -> Chosen:
                 continue
             turns = fields["turns"]
             turns["messages"], turns["earlier"] = tuple(turns["messages"]), tuple(turns["earlier"])
-            fields["choices"], fields["texts"] = tuple(fields["choices"]), tuple(fields["texts"])
+            for name in ("choices", "texts", "references"):
+                fields[name] = tuple(fields[name])
             examples.append(Example(**{**fields, "turns": Turns(**turns)}))
     tokens = encode_examples(chat, examples)
     numbers = [store.append(e, t) for e, t in zip(examples, tokens, strict=True)]

@@ -18,8 +18,13 @@ from ift_jax.evaluation.frames import neutral_prompt, template_frames
 from ift_jax.evaluation.metrics import Need
 from ift_jax.evaluation.predictions import Prediction
 from ift_jax.evaluation.sampling import Sampling
-from ift_jax.evaluation.scoring import ChoiceScores, encode_questions, score_choices
-from ift_jax.evaluation.shots import Asked, ask
+from ift_jax.evaluation.scoring import (
+    ChoiceScores,
+    choice_turns,
+    encode_questions,
+    score_choices,
+)
+from ift_jax.evaluation.shots import Asked, ask, with_answer
 from ift_jax.evaluation.texts import generate_texts
 from ift_jax.language_model import LanguageModel
 
@@ -122,15 +127,16 @@ def num_new_tokens(
     """
     if "generated" not in needs:
         return 0
+    chat = model.chat
     right = (
-        (item.messages, one)
+        chat.layout(with_answer(item, one))
         for item, accepted in zip(items, references, strict=True)
         for one in accepted or (item.completion,)
     )
     return max_new_tokens or 1 + max(
         int(encoded.trained.sum())
         for some in _some_at_once(right)
-        for encoded in model.chat.encode(some)
+        for encoded in chat.encode_layouts(some)
     )
 
 
@@ -170,16 +176,26 @@ def _neutral_scores(
     The prompt without content is what Holtzman et al. 2021 call the domain premise; the
     exemplars stay, as in contextual calibration (Zhao et al. 2021).
     """
-    keys = [(e.template, a.shots, e.choices) for e, a in zip(items, asked, strict=True)]
-    first = {keys[i]: i for i in reversed(range(len(keys)))}
-    prompts = []
-    for (template, _, choices), i in first.items():
-        own = num_system_turns(items[i].messages)
-        end = len(asked[i].messages) + own - len(items[i].messages)
-        before = asked[i].messages[own:end]
-        question = {"role": "user", "content": neutral_prompt(frames[template])}
-        prompts.append(([*before, question], choices))
-    questions = encode_questions(model.chat, prompts)
+    keys = []
+    for item, one in zip(items, asked, strict=True):
+        own = num_system_turns(item.messages)
+        before = one.messages[own : len(one.messages) + own - len(item.messages)]
+        exemplars = tuple(tuple(turn.items()) for turn in before)
+        keys.append((item.template, exemplars, item.choices))
+    first = dict.fromkeys(keys)
+    questions = encode_questions(
+        model.chat,
+        [
+            choice_turns(
+                [
+                    *map(dict, exemplars),
+                    {"role": "user", "content": neutral_prompt(frames[template])},
+                ],
+                choices,
+            )
+            for template, exemplars, choices in first
+        ],
+    )
     scores = score_choices(model.structure, model.params, questions, mesh=mesh)
     found = dict(zip(first, scores, strict=True))
     return [tuple(found[key].log_likelihoods.tolist()) for key in keys]
@@ -188,7 +204,8 @@ def _neutral_scores(
 def _generated(
     model: LanguageModel, asked: Sequence[Asked], new_tokens: int, mesh: Mesh | None
 ) -> list[str]:
-    return generate_texts(
+    """What is said; reasoning before it is left out."""
+    texts = generate_texts(
         model.structure,
         model.params,
         model.chat,
@@ -197,3 +214,4 @@ def _generated(
         stop_ids=model.stop_ids,
         mesh=mesh,
     )
+    return [model.chat.spoken(text) for text in texts]

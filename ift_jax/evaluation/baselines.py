@@ -1,7 +1,7 @@
 """What can be scored without a model: the most frequent answer, a copy of the input, chance."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -95,14 +95,20 @@ def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
     """
     if not all(e.choices for e in items):
         return []
-    value = sum((e.completion in e.choices) / len(e.choices) for e in items) / len(items)
+    value = sum(e.choices.count(e.completion) / len(e.choices) for e in items) / len(items)
     found = {metric: value for metric in metrics if metric in _BY_CHANCE}
     for metric in metrics:
         by_label = metric in ("macro_f1", "mcc")
         if metric not in found and (by_label or _generates(metric)):
-            runs = _drawn(items, _DRAWS if by_label else _TEXT_DRAWS)
-            counts = item_counts(METRICS[metric].items, runs)
-            found[metric] = float(METRICS[metric].value(counts.sum(axis=1)).mean())
+            count, known = METRICS[metric].items, METRICS[metric].value
+            found[metric] = float(
+                np.mean(
+                    [
+                        known(item_counts(count, [run]).sum(axis=1))
+                        for run in _drawn(items, _DRAWS if by_label else _TEXT_DRAWS)
+                    ]
+                )
+            )
     return [
         (metric, Score(found[metric], found[metric], found[metric]))
         for metric in metrics
@@ -110,17 +116,16 @@ def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
     ]
 
 
-def _drawn(items: Sequence[Example], count: int) -> list[list[Prediction]]:
+def _drawn(items: Sequence[Example], count: int) -> Iterator[list[Prediction]]:
     """So many times a choice at random for every item."""
     generator = np.random.default_rng(0)
-    drawn = [[e.choices[n] for n in generator.integers(0, len(e.choices), count)] for e in items]
-    return [
-        [
-            Prediction(e.completion, ranked=given[number], generated=given[number])
-            for e, given in zip(items, drawn, strict=True)
+    drawn = [generator.integers(0, len(e.choices), count) for e in items]
+    for number in range(count):
+        given = [e.choices[places[number]] for e, places in zip(items, drawn, strict=True)]
+        yield [
+            Prediction(e.completion, ranked=g, generated=g)
+            for e, g in zip(items, given, strict=True)
         ]
-        for number in range(count)
-    ]
 
 
 def _generates(metric: str) -> bool:

@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ift_jax.errors import InputError, one_line
-from ift_jax.evaluation.intervals import mcnemar, paired_bootstrap
-from ift_jax.evaluation.metrics import METRICS, check_metrics, check_packages, item_counts
+from ift_jax.evaluation.intervals import mcnemar, paired_bootstrap, randomization_test
+from ift_jax.evaluation.metrics import (
+    METRICS,
+    check_metrics,
+    check_packages,
+    check_references,
+    item_counts,
+)
 from ift_jax.evaluation.predictions import Line, Prediction, read_lines
 
-MCNEMAR, BOOTSTRAP = "McNemar's exact test", "paired bootstrap"
+MCNEMAR, RANDOMIZATION = "McNemar's exact test", "approximate randomization"
 
 Item = tuple[str, str]  # template and key
 
@@ -61,7 +67,8 @@ def compare_lines(
     """Differences between two models, second minus first, with interval and p-value.
 
     The interval is that of the paired bootstrap. The p-value is that of McNemar's exact test
-    where items are right or wrong and each model answered them once, else the bootstrap's.
+    where items are right or wrong and each model answered them once, else that of approximate
+    randomization.
 
     Args:
         metrics: default: those that both were made for.
@@ -135,32 +142,30 @@ def check_same_items(metric: str, where: str, first: Runs, second: Runs) -> None
                 f"{where}: metric {metric} cannot be computed from predictions made for "
                 + ", ".join(runs.metrics)
             )
+    check_references([metric], [one for accepted in answers[0] for one in accepted], where)
 
 
 def _holds(runs: Runs, need: str) -> bool:
-    """Whether the predictions have what a metric reads."""
-    sample = runs.predictions[0][0]
-    return {
-        "ranked": bool(sample.scores),
-        "calibrated": bool(sample.neutral_scores),
-        "generated": any(METRICS[metric].needs == "generated" for metric in runs.metrics),
-        "reference": bool(sample.num_tokens),
-    }[need]
+    """Whether all predictions have what a metric reads."""
+    if need == "generated":
+        return any(METRICS[metric].needs == "generated" for metric in runs.metrics)
+    read = {"ranked": "scores", "calibrated": "neutral_scores", "reference": "num_tokens"}[need]
+    return all(bool(getattr(p, read)) for run in runs.predictions for p in run)
 
 
 def _row(metric: str, a: Setting, first: Runs, b: Setting, second: Runs) -> dict[str, Any]:
     runs = [*first.predictions, *second.predictions]
     counts = item_counts(METRICS[metric].items, runs)  # of both at once: the same classes
     cut = len(first.predictions)
-    found = paired_bootstrap(counts[:cut], counts[cut:], METRICS[metric].value)
-    test = BOOTSTRAP
+    pair = counts[:cut], counts[cut:]
+    found = paired_bootstrap(*pair, METRICS[metric].value)
     if METRICS[metric].is_share and len(runs) == 2:
         right = counts[:, :, 0] > 0
         p = mcnemar(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
-        found, test = found._replace(p=p), MCNEMAR
-    values = [
-        float(METRICS[metric].value(c.sum(axis=1)).mean()) for c in (counts[:cut], counts[cut:])
-    ]
+        test = MCNEMAR
+    else:
+        p, test = randomization_test(*pair, METRICS[metric].value), RANDOMIZATION
+    values = [float(METRICS[metric].value(c.sum(axis=1)).mean()) for c in pair]
     return {
         "task": a.task,
         "split": a.split,
@@ -171,7 +176,7 @@ def _row(metric: str, a: Setting, first: Runs, b: Setting, second: Runs) -> dict
         "difference": found.value,
         "low": found.low,
         "high": found.high,
-        "p": found.p,
+        "p": p,
         "test": test,
     }
 

@@ -165,6 +165,6 @@ def item_counts(
 
 
 def _score(counts: NDArray[np.float64], metric: Metric) -> Score:
-    if metric.is_share and len(counts) == 1:
-        return share(*counts[0].sum(axis=0).tolist())
+    if metric.is_share:  # of several runs that of their mean, as if it were of one
+        return share(*counts.sum(axis=1).mean(axis=0).tolist())
     return bootstrap(counts, metric.value)

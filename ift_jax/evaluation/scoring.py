@@ -1,6 +1,6 @@
 """Rank classification: the log-likelihood of every answer choice behind a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
-from ift_jax.data.chat import Chat, Message
+from ift_jax.data.chat import Chat, Message, Turns
 from ift_jax.errors import InputError
 from ift_jax.evaluation import batching
 from ift_jax.evaluation.batching import (
@@ -46,24 +46,30 @@ class ChoiceScores(NamedTuple):
     num_correct: NDArray[np.int64]
 
 
-def encode_questions(
-    chat: Chat, prompts: Sequence[tuple[Sequence[Message], Sequence[str]]]
-) -> list[Question]:
-    """Tokenizes (messages, choices), each choice with its prompt as training does.
+def choice_turns(messages: Sequence[Message], choices: Sequence[str]) -> list[Turns]:
+    """A prompt with each of its choices."""
+    return [Turns(tuple(messages), choice) for choice in choices]
+
+
+def encode_questions(chat: Chat, questions: Sequence[Sequence[Turns]]) -> list[Question]:
+    """Tokenizes each question's choices, turns that differ in their answer, as training does.
 
     Where a choice changes how the prompt's last characters are tokenized, the common
-    tokens are the prompt and the rest belongs to the choices.
+    tokens are the prompt and the rest belongs to the choices. Of plain text, which has no prompt,
+    what is first is given: the token that begins every text, or its own first one.
     """
-    encoded = iter(chat.encode((messages, c) for messages, cs in prompts for c in cs))
-    questions = []
-    for _, choices in prompts:
+    encoded = iter(chat.encode_layouts(chat.layout(turns) for each in questions for turns in each))
+    found = []
+    for choices in questions:
         group = [next(encoded) for _ in choices]
         shared = min(int(np.argmax(e.trained)) for e in group)
+        if choices[0].plain:
+            shared = max(shared, 1)
         for e in group:
             differs = np.flatnonzero(e.ids[:shared] != group[0].ids[:shared])
             shared = int(differs[0]) if len(differs) else shared
-        questions.append(Question(group[0].ids[:shared], tuple(e.ids[shared:] for e in group)))
-    return questions
+        found.append(Question(group[0].ids[:shared], tuple(e.ids[shared:] for e in group)))
+    return found
 
 
 def choice_log_likelihoods(
@@ -88,8 +94,9 @@ def score_choices(
     """How likely each choice of each question is.
 
     A row holds a prompt once and its choices side by side: a choice's tokens see the
-    prompt and themselves, and count their positions on from the prompt. What many prompts
-    begin with (instructions, exemplars) is computed once for all of them.
+    prompt and themselves, and count their positions on from the prompt. More choices than a batch
+    holds tokens take several rows. What many prompts begin with (instructions, exemplars) is
+    computed once for all of them.
 
     Args:
         adapter_rows: where each question is put to an adapter of its own,
@@ -101,6 +108,36 @@ def score_choices(
     for number, question in enumerate(questions):
         if not len(question.prompt):
             raise InputError(f"question {number}: the prompt has no tokens")
+    pieces = [list(_pieces(question)) for question in questions]
+    if adapter_rows is not None:
+        adapter_rows = np.repeat(adapter_rows, [len(own) for own in pieces], axis=0)
+    flat = [piece for own in pieces for piece in own]
+    scored = iter(_score_rows(structure, params, flat, mesh, adapter_rows))
+    return [
+        ChoiceScores(*map(np.concatenate, zip(*(next(scored) for _ in own), strict=True)))
+        for own in pieces
+    ]
+
+
+def _pieces(question: Question) -> Iterator[Question]:
+    """The question with as many of its choices at a time as a batch has room for."""
+    some: list[NDArray[np.int32]] = []
+    for choice in question.choices:
+        if some and sum(map(len, some)) + len(choice) > batching.BATCH_TOKENS:
+            yield Question(question.prompt, tuple(some))
+            some = []
+        some.append(choice)
+    yield Question(question.prompt, tuple(some))
+
+
+def _score_rows(
+    structure: Structure,
+    params: Params,
+    questions: Sequence[Question],
+    mesh: Mesh | None,
+    adapter_rows: Float[np.ndarray, "N R"] | None,
+) -> list[ChoiceScores]:
+    """The scores of questions that take a row each."""
     prompts = [question.prompt for question in questions]
     results = [ChoiceScores(np.zeros(0), np.zeros(0, np.int64))] * len(questions)
     room = [sum(map(len, q.choices)) for q in questions]
@@ -113,7 +150,8 @@ def score_choices(
         prefix = compute_prefix(structure, params, prompts[members[0]][:shared]) if shared else None
         lengths = {m: len(prompts[m]) - shared + room[m] for m in members}
         for group in groups(lengths, shards):
-            rows = _Rows.empty(group.rows, group.length, max(room))
+            width = _width(max(room[m] for m in group.members), max(room))
+            rows = _Rows.empty(group.rows, group.length, width)
             owners = [rows.fill(i, questions[m], shared) for i, m in enumerate(group.members)]
             used = np.array([np.sum(branches >= 0) for branches in rows.branches], np.int32)
             real = real_slots(structure, used, group, mesh)
@@ -127,6 +165,16 @@ def score_choices(
                     np.bincount(owner, correct[row, :size], count).astype(np.int64),
                 )
     return results
+
+
+def _width(own: int, most: int) -> int:
+    """The number of targets in a call's rows: `most`, or that halved as far as `own` fits.
+
+    So few programs are compiled. More than a chunk of targets are whole chunks.
+    """
+    while own <= (most + 1) // 2 and most > 1:
+        most = (most + 1) // 2
+    return most if most <= CHUNK_TARGETS else -(-most // CHUNK_TARGETS) * CHUNK_TARGETS
 
 
 class _Rows(NamedTuple):
@@ -187,8 +235,11 @@ def _target_nll(
     hidden, _ = module.score_states(tokens, positions, mask, prefix, real)
     gathered = jnp.take_along_axis(hidden, target_positions[..., None], axis=1)
 
-    def one_row(xs: tuple[Array, Array]) -> tuple[Array, Array]:
+    def one_part(xs: tuple[Array, Array]) -> tuple[Array, Array]:
         return token_nll(module.logits(xs[0]), xs[1])
 
-    together = max(CHUNK_TARGETS // targets.shape[1], 1)
-    return jax.lax.map(one_row, (gathered, targets), batch_size=together)
+    # Rows, or pieces of rows: logits are large.
+    size = min(targets.shape[1], CHUNK_TARGETS)
+    parts = gathered.reshape(-1, size, gathered.shape[-1]), targets.reshape(-1, size)
+    nll, correct = jax.lax.map(one_part, parts, batch_size=max(CHUNK_TARGETS // size, 1))
+    return nll.reshape(targets.shape), correct.reshape(targets.shape)

@@ -7,7 +7,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from ift_jax.data.chat import Message, UnusableTurns
+from ift_jax.data.chat import Message, Turns, UnusableTurns
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
 from ift_jax.data.shots import behind, exemplar_pool, has_question, solved
@@ -134,11 +134,20 @@ def _ask(
     messages = [behind_others(e) for e in items]
     options = [options_of(e) for e in items]
     try:
-        prompts = [model.chat.prompt_ids(m) for m in messages]
+        prompts = [
+            np.zeros(0, np.int32) if e.turns.plain else model.chat.prompt_ids(m)
+            for e, m in zip(items, messages, strict=True)
+        ]
         asked = [Asked(m, count, p) for m, p in zip(messages, prompts, strict=True)]
         if not scored:
             return asked
-        questions = encode_questions(model.chat, list(zip(messages, options, strict=True)))
+        questions = encode_questions(
+            model.chat,
+            [
+                [with_answer(e, answer)._replace(messages=tuple(m)) for answer in own]
+                for e, m, own in zip(items, messages, options, strict=True)
+            ],
+        )
     except (jinja2.TemplateError, UnusableTurns) as error:
         remedy = "ask without shots, or use another" if count else "use another"
         raise InputError(
@@ -148,6 +157,12 @@ def _ask(
     return [
         a._replace(options=o, question=q) for a, o, q in zip(asked, options, questions, strict=True)
     ]
+
+
+def with_answer(item: Example, answer: str) -> Turns:
+    """The item's turns with an answer of which alone is asked; only its own has its reasoning."""
+    thought = item.turns.reasoning if answer == item.completion else ""
+    return item.turns._replace(completion=answer, reasoning=thought, earlier=(), whole=False)
 
 
 def options_of(item: Example) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Scoring a model on tasks: the same path for base and tuned models, at any number of shots."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class EvaluationConfig:
     """The config's section `evaluation`.
 
     Attributes:
-        shots: numbers of examples before the question, for the base model.
+        shots: numbers of examples before the question, for the base model. Plain text, which asks
+            nothing, is scored without any.
         exemplar_seeds: each draws its own examples; scores are averaged over them.
         max_items: items per task and split; 0 for all.
         metrics: for all tasks; () takes each task's own.
@@ -86,6 +88,10 @@ class Scored(NamedTuple):
         """What predictions must hold."""
         return {METRICS[metric].needs for metric in self.metrics}
 
+    def shots(self, asked: Sequence[int]) -> Sequence[int]:
+        """Numbers of examples before the question; texts that ask nothing have none."""
+        return asked if any(e.messages for e in self.items) else (0,)
+
 
 def evaluate(
     model: LanguageModel,
@@ -121,7 +127,7 @@ def evaluate(
             raise InputError(f"task {scored.task.config.name}: the {split} split is empty")
     rows, parts = [], []
     for scored in prepared:
-        for count in shots:
+        for count in scored.shots(shots):
             where = _where(name, scored, split, count)
             runs = [
                 answer(
@@ -160,14 +166,29 @@ def check_scoring(
         if not scored.items:
             continue
         for template in sorted({e.template for e in scored.items}):
-            for count in shots:
+            for count in scored.shots(shots):
                 for seed in config.exemplar_seeds:
                     exemplars(scored.task, template, count, seed)
-        longest = max(scored.items, key=lambda e: sum(len(m["content"]) for m in e.messages))
+        longest = max(scored.items, key=lambda e: sum(map(len, e.turns.texts())))
         needs = scored.needs
         new = num_new_tokens(model, scored.items, scored.references, needs, config.max_new_tokens)
-        most = max(shots, default=0)
+        most = max(scored.shots(shots), default=0)
         ask(model, scored.task, [longest], most, 0, scored=needs != {"generated"}, new_tokens=new)
+
+
+def having(data: DataSet, split: str) -> DataSet:
+    """The tasks with items of a split; says which have none.
+
+    Raises:
+        InputError: if none has any.
+    """
+    tasks = tuple(task for task in data.tasks if task.splits[split])
+    without = [task.config.name for task in data.tasks if not task.splits[split]]
+    if not tasks:
+        raise InputError(f"no task has a {split} split, so nothing can be scored")
+    if without:
+        print(f"not scored, without a {split} split: {', '.join(without)}", file=sys.stderr)
+    return replace(data, tasks=tasks)
 
 
 def baseline_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> list[Row]:
@@ -192,7 +213,11 @@ def baseline_rows(data: DataSet, config: EvaluationConfig, *, split: str) -> lis
 
 
 def default_metrics(items: Sequence[Example]) -> tuple[str, ...]:
-    """Accuracy and exact match where all items have choices, exact match elsewhere."""
+    """Accuracy and exact match where all items have choices, exact match elsewhere; of plain text
+    how well its tokens are predicted.
+    """
+    if any(e.turns.plain for e in items):
+        return ("token_accuracy", "perplexity")
     return ("accuracy", "exact_match") if all(e.choices for e in items) else ("exact_match",)
 
 
@@ -207,6 +232,11 @@ def _prepared(data: DataSet, config: EvaluationConfig, split: str) -> Iterator[S
         where = f"task {task.config.name}"
         if scored.needs & {"ranked", "calibrated"}:
             _refuse_unranked(where, items)
+        if "generated" in scored.needs and any(e.turns.plain for e in items):
+            raise InputError(
+                f"{where}: is plain text, which asks nothing that could be answered; choose "
+                "token_accuracy or perplexity as its metrics"
+            )
         accepted = [a for e, r in zip(items, references, strict=True) for a in r or (e.completion,)]
         check_references(metrics, accepted, where)
         yield scored
@@ -218,19 +248,20 @@ def one_a_prompt(
     """The first examples, and all right answers to each.
 
     Where free text answers the same prompt in several examples, they are one item with several
-    references, so that none of them counts against the others.
+    references, so that none of them counts against the others. Plain text has no prompt.
     """
     items: list[Example] = []
     answers: list[list[str]] = []
     place: dict[object, int] = {}
     for example in examples:
         prompt = (example.template, tuple(tuple(sorted(m.items())) for m in example.messages))
-        number = None if example.choices else place.setdefault(prompt, len(items))
-        if number is None or number == len(items):
+        alone = bool(example.choices) or example.turns.plain
+        number = len(items) if alone else place.setdefault(prompt, len(items))
+        if number == len(items):
             items.append(example)
-            answers.append([example.completion])
-        elif example.completion not in answers[number]:
-            answers[number].append(example.completion)
+            answers.append([])
+        right = (example.completion, *example.references)
+        answers[number] += [a for a in dict.fromkeys(right) if a not in answers[number]]
     size = max_items or len(items)
     return items[:size], [tuple(a) if len(a) > 1 else () for a in answers[:size]]
 
@@ -316,7 +347,7 @@ def _as_lines(
             template=item.template,
             key=item.exact if repeat == 1 else f"{item.exact} {repeat}",
             metrics=scored.metrics,
-            prompt=model.chat.prompt_text(asked.messages),
+            prompt="" if item.turns.plain else model.chat.prompt_text(asked.messages),
             prediction=prediction,
         )
         keep(line)

@@ -73,7 +73,7 @@ _FORMATS = {
         },
         {
             *("ensure_weight_tying", "fan_in_fan_out", "megatron_config", "megatron_core"),
-            "qalora_group_size",
+            *("eva_config", "qalora_group_size"),  # EVA's A and B are stored as LoRA's are
         },
         {
             **_LAYERS,
@@ -81,7 +81,6 @@ _FORMATS = {
             "alora_invocation_tokens": (None,),
             "arrow_config": (None,),
             "corda_config": (None,),
-            "eva_config": (None,),
             # The others take the start out of the base's weights, which then are not the model's.
             "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
             "kasa_config": (None,),

@@ -39,6 +39,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and not (folder / "config.json").exists():
+        base = read_json(adapter).get("base_model_name_or_path")
+        raise InputError(
+            f"{folder}: holds an adapter and no model; load the model that it belongs to (it names "
+            f"{base}) and the adapter beside it (--adapter, LanguageModel.load_adapter)"
+        )
     raw = read_json(folder / "config.json")
     try:
         defaults = AutoConfig.for_model(str(raw.get("model_type"))).to_dict()

@@ -165,10 +165,17 @@ def dense_layers(weight: Array | Quantized) -> Float[Array, "L *inputs_outputs"]
     return jax.lax.map(lambda layer: dense(layer, jnp.float32), weight)
 
 
-def stored_kind(params: Any) -> str:
-    """What the weights are quantized to: int8, int4 or nf4; "none" for floats."""
+def stored_kind(params: Any) -> tuple[str, int]:
+    """What the weights are quantized to, int8, int4 or nf4, and in groups of how many inputs;
+    ("none", 0) for floats.
+    """
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Quantized))
-    return next((leaf.kind for leaf in leaves if isinstance(leaf, Quantized)), "none")
+    for leaf in leaves:
+        if isinstance(leaf, Quantized):
+            inputs = int(np.prod(leaf.codes.shape[1 : 1 + leaf.in_axes]))
+            inputs *= 1 if leaf.kind == "int8" else 2
+            return leaf.kind, inputs // leaf.scales.shape[1]
+    return "none", 0
 
 
 def dense_tree(params: Any) -> Any:

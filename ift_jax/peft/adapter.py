@@ -93,7 +93,7 @@ class Adapter:
             kept = selected(tensors, config.modules_to_save, (), "modules_to_save")
         else:
             kept = ()
-        both = {s.name for s in sites} & {s.name for s in kept}
+        both = {n for s in sites for n in s.names()} & {n for s in kept for n in s.names()}
         if both:
             raise InputError(
                 f"config.peft.modules_to_save: {min(both)} has an adapter; leave it out of targets"
@@ -241,6 +241,11 @@ class Adapter:
                 on = [layer in site.layers for layer in range(self.num_layers)]
                 arrays["on"][site.module] = jnp.array(on)
         if self.by_row:
+            if ROWS not in params:
+                raise InputError(
+                    "several adapters are loaded, of which each row uses one by name, and nothing "
+                    "says which; load one (load_adapter) or their sum (load_weighted_adapters)"
+                )
             rows = params[ROWS]
             for pair in arrays["trained"].values():
                 pair["rows"] = jnp.broadcast_to(rows, (self.num_layers, *rows.shape))

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ift_jax.peft.config import PeftConfig
 from ift_jax.peft.method import Arrays, Linear, Method, dropped, uniform
 from ift_jax.peft.sites import Shapes, Site, padded
+from ift_jax.sharding import constrain
 
 START = 0.1  # of d; the paper finds 0.1 and smaller to do well
 
@@ -80,7 +81,10 @@ def _change(site: Site, arrays: Arrays, fixed: Arrays) -> Array:
 
 def _matrices(site: Site, fixed: Arrays) -> tuple[Array, Array]:
     inputs, outputs = math.prod(site.in_shape), math.prod(site.out_shape)
-    a, b = fixed["a"][:inputs], fixed["b"][:, :outputs]
+    # Pinned whole, for XLA would cut them over the mesh, and of the parts it takes the wrong rows
+    # into slices: a generation's loop read others than the prompt (jaxlib 0.10.2).
+    a, b = (constrain(fixed[name], None, None) for name in ("a", "b"))
+    a, b = a[:inputs], b[:, :outputs]
     return a.reshape(*site.in_shape, -1), b.reshape(-1, *site.out_shape)
 
 

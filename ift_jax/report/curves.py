@@ -6,7 +6,7 @@ from statistics import fmean, median
 from typing import Any
 
 from ift_jax.report.elements import (
-    MAX_COLUMNS,
+    MAX_COLOURS,
     MAX_FIGURES,
     MAX_POINTS,
     MAX_ROWS,
@@ -44,7 +44,7 @@ _TASK_METRIC = "validation/"
 def training_section(runs: Sequence[Run]) -> Section:
     """Curves over steps, one colour a run, and a table of where they begin and end."""
     runs = [run for run in runs if run.metrics]
-    shown = runs[:MAX_COLUMNS]
+    shown = runs[:MAX_COLOURS]
     asked = [*_PAIRS, *_task_metrics(shown), *_MOVED, *_TRAINING]
     plots = [plot for one in asked if (plot := _plot(shown, *one))]
     notes = and_more(len(runs), len(shown), "workdirs, whose curves are not drawn")
@@ -53,7 +53,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     if step > 1:
         notes.append(f"A point of a training curve is the mean of up to {step} steps.")
     intro = "Thin lines are training, bold lines with dots validation." if plots else ""
-    tables = [_numbers(shown)] if shown else []
+    tables = [_numbers(runs)] if runs else []
     return Section("training", "Training", intro, plots[:MAX_FIGURES], tables, notes=notes)
 
 
@@ -179,7 +179,7 @@ def _chosen(run: Run) -> str:
 def costs_section(runs: Sequence[Run]) -> Section:
     """Tokens, speed and time of training, and what prompts hold."""
     trained = [run for run in runs if points_of(run, "tokens")]
-    rows = [_cost(run) for run in trained[:MAX_COLUMNS]]
+    rows = [_cost(run) for run in trained[:MAX_ROWS]]
     tables = []
     if rows:
         tables.append(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_ROWS = 100  # of one table
-MAX_COLUMNS = 8  # runs or models side by side; as many colours can be told apart
+MAX_COLOURS = 8  # runs or models in one plot; as many colours can be told apart
+MAX_COLUMNS = 20  # runs or models side by side in a table
 MAX_POINTS = 150  # of one curve
 MAX_FIGURES = 12  # of one section
 

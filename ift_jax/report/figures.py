@@ -22,6 +22,7 @@ from ift_jax.report.palette import ROLES, SERIES
 WIDTH_IN, HEIGHT_IN = 3.5, 2.55
 DPI = 200  # of PNG files
 MAX_LABEL = 22  # letters beside a curve
+AXIS_POINTS, LETTER_POINTS = 140, 5.5  # of a plot beside whose curves names stand
 
 _INK, _MUTED, _RULE = (ROLES[role].light for role in ("ink", "muted", "rule"))
 _STYLE: dict[Any, Any] = {
@@ -144,12 +145,32 @@ def _lines_figure(plot: Lines) -> Any:
     if plot.log_x:
         axes.set_xscale("log")
         ticks = sorted({x for curve in plot.curves for x in curve.x})
-        axes.set_xticks(ticks, [f"{x:,g}" for x in ticks])
+        axes.set_xticks(ticks, _apart(ticks))
         axes.set_xticks([], minor=True)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=plot.x_label == "step"))
     _label_ends(figure, axes, plot)
     return figure
+
+
+def _apart(ticks: Sequence[float]) -> list[str]:
+    """Labels of a logarithmic axis, from the largest down; "" where one would touch the next.
+
+    Example:
+        >>> _apart([50, 100, 250, 500, 1000, 2000, 4000])
+        ['50', '100', '250', '', '1,000', '', '4,000']
+    """
+    labels = [f"{x:,g}" for x in ticks]
+    span = math.log(ticks[-1] / ticks[0]) or 1.0
+    free = math.inf  # up to where nothing is written yet, in points
+    for i in reversed(range(len(ticks))):
+        centre = AXIS_POINTS * math.log(ticks[i] / ticks[0]) / span
+        half = LETTER_POINTS * len(labels[i]) / 2
+        if centre + half > free:
+            labels[i] = ""
+        else:
+            free = centre - half - LETTER_POINTS
+    return labels
 
 
 def _label_ends(figure: Any, axes: Any, plot: Lines) -> None:

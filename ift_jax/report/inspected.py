@@ -62,7 +62,7 @@ def findings_section(runs: Sequence[Run]) -> Section:
 def overview_section(runs: Sequence[Run]) -> Section:
     """What was run: model, data and main settings side by side."""
     configs = [flat(run.config) for run in runs[:MAX_COLUMNS]]
-    rows = [["tasks", *(_tasks(run) for run in runs[:MAX_COLUMNS])]]
+    rows = [["trained on", *(_tasks(run) for run in runs[:MAX_COLUMNS])]]
     for field, words in _MAIN_FIELDS.items():
         values = [_value(config, field) for config in configs]
         if any(value != "–" for value in values):
@@ -101,7 +101,8 @@ def settings_section(runs: Sequence[Run]) -> Section:
 
 def _tasks(run: Run) -> str:
     tasks = run.config.get("data", {}).get("tasks", [])
-    names = [task.get("name", "?") for task in tasks if isinstance(task, Mapping)]
+    trained = (task for task in tasks if isinstance(task, Mapping) and task.get("weight", 1.0))
+    names = [task.get("name", "?") for task in trained]
     return ", ".join([*names[:MAX_NAMES], *and_more(len(names), MAX_NAMES, "tasks")]) or "–"
 
 
@@ -290,7 +291,7 @@ def samples_section(runs: Sequence[Run]) -> Section:
     taken: dict[str, int] = {}
     samples = []
     sampled = [run for run in runs if run.samples]
-    shown = sampled[:MAX_COLUMNS]
+    shown = sampled[:MAX_ANSWERS]
     steps = min(MAX_STEPS, MAX_ANSWERS // max(len(shown), 1))
     for key, answers in prompts.items():
         taken[key[0]] = taken.get(key[0], 0) + 1

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from ift_jax.report.elements import MAX_COLUMNS, MAX_ROWS, Curve, Lines, Section, Table, and_more
+from ift_jax.report.elements import (
+    MAX_COLOURS,
+    MAX_COLUMNS,
+    MAX_ROWS,
+    Curve,
+    Lines,
+    Section,
+    Table,
+    and_more,
+)
 from ift_jax.report.inputs import Run
 from ift_jax.report.rows import Row, first_metric, is_part, pooled
 from ift_jax.report.table import is_percent, score_text
@@ -99,7 +108,7 @@ def _plot(target: str, curves: Mapping[str, Sequence[_Mix]], of: str) -> list[Li
                 f"{points[-1].share:.0%} {model}",
             ],
         )
-        for number, (model, points) in enumerate(list(whole.items())[:MAX_COLUMNS])
+        for number, (model, points) in enumerate(list(whole.items())[:MAX_COLOURS])
     ]
     said = "; ".join(
         f"{model}, {p.share:.0%} tuned: {target} {score_text(p.scores[target])}, "

@@ -17,7 +17,6 @@ from ift_jax.report.table import BASELINES, is_percent, score_text
 
 MAX_TASKS = 60
 MAX_DOTS = 16
-MAX_OVERVIEW = 12
 GREY = -1  # the colour of what is no model
 
 
@@ -114,14 +113,14 @@ def _overview(of_task: Mapping[tuple[str, str], Sequence[Row]]) -> Table:
         metric = first_metric(rows)
         cells = {label(row): score_text(row) for row in rows if row["metric"] == metric}
         name = f"{task} ({metric}{'' if split == 'test' else f', {split}'})"
-        body.append([name, *(cells.get(column, "–") for column in columns[:MAX_OVERVIEW])])
+        body.append([name, *(cells.get(column, "–") for column in columns[:MAX_COLUMNS])])
     return Table(
         "All tasks by their first metric",
-        ["task", *columns[:MAX_OVERVIEW]],
+        ["task", *columns[:MAX_COLUMNS]],
         body[:MAX_ROWS],
         [
             *and_more(len(body), MAX_ROWS, "tasks in results.json"),
-            *and_more(len(columns), MAX_OVERVIEW, "models in the tables below"),
+            *and_more(len(columns), MAX_COLUMNS, "models in the tables below"),
         ],
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ift_jax.report.elements import (
-    MAX_COLUMNS,
+    MAX_COLOURS,
     MAX_FIGURES,
     MAX_ROWS,
     Curve,
@@ -75,7 +75,7 @@ def _sizes_plot(
             [row["high"] * scale for row in sized.values()],
             colour=number + 1,
         )
-        for number, (line, sized) in enumerate(list(curves.items())[:MAX_COLUMNS])
+        for number, (line, sized) in enumerate(list(curves.items())[:MAX_COLOURS])
     ]
     for line, sized in levels.items():
         value = sized[0]["value"] * scale
@@ -92,7 +92,7 @@ def _sizes_plot(
         f"{task}: {metric} over training examples",
         "training examples",
         unit,
-        drawn[: 2 * MAX_COLUMNS],
+        drawn[: 2 * MAX_COLOURS],
         f"{metric} of {task} in {unit} over the number of training examples. {said}.",
         log_x=True,
     )
@@ -111,7 +111,7 @@ def _short(line: str) -> str:
 
 def _sizes_table(task: str, metric: str, curves: Mapping[str, Mapping[int, Row]]) -> Table:
     sizes = sorted({size for sized in curves.values() for size in sized})
-    lines = list(curves)[:MAX_COLUMNS]
+    lines = list(curves)[:MAX_COLOURS]
     return Table(
         f"{task}: {metric} by the number of training examples",
         ["training examples", *lines],
@@ -122,5 +122,5 @@ def _sizes_table(task: str, metric: str, curves: Mapping[str, Mapping[int, Row]]
             ]
             for size in sizes[:MAX_ROWS]
         ],
-        and_more(len(curves), MAX_COLUMNS, "models in results.json"),
+        and_more(len(curves), MAX_COLOURS, "models in results.json"),
     )

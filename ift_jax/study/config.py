@@ -71,7 +71,8 @@ class StudyConfig:
         runs: in an order in which each comes after what it goes on from. The first that goes on
             from another, trains the study's task alone and is scored on everything is what
             the others after the same one are compared with.
-        seeds: each repeats all runs, as train.seed.
+        seeds: each repeats all runs, one seed after the other, as train.seed: another order of the
+            same examples, and other starts of adapters.
         keep_models: False deletes a run's parameters when it is scored, unless another run goes on
             from them. Optimizer states are deleted in any case.
     """

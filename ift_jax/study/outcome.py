@@ -4,7 +4,7 @@ Everything is computed from the files that the runs left, so it can be computed 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def study_results(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> 
         "target": target,
         "retained": retained,
         "probes": _probe_entries(rows, before, target, counted[before]),
-        "runs": [f"runs/{planned.key}" for planned in plan],
+        "runs": [f"runs/{planned.key}" for planned in sorted(plan, key=_in_report(config))],
         "matrices": [_matrix(m, models, target, counted) for m in complete],
         "changes": [
             {**row, "model": m.label, "before": _before(m, models).label, "after": m.label}
@@ -73,6 +73,11 @@ def study_results(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> 
     }
     results["findings"] = findings(config, results, models, reference)
     return results
+
+
+def _in_report(config: RunConfig) -> Callable[[Planned], tuple[int, bool]]:
+    """Where a run stands among others: a seed behind the other, its learning curve last."""
+    return lambda planned: (config.study.seeds.index(planned.seed), planned.train_size > 0)
 
 
 def _rows(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> list[Row]:
@@ -171,12 +176,15 @@ def _probe_entries(
     """Which probes count for the model that the study's task is tuned from, and why."""
     models = (*PROBE_BASELINES, before)
     own = [r for r in rows if "interpolation" not in r and r["model"] in models]
-    first_seed = {(p.task, p.metric): p for p in reversed(probes(own, before=before))}
+    asked = probes(own, before=before)
+    shown = {(probe.task, probe.metric): probe for probe in reversed(asked)}
+    # Where a probe does not count, a seed says why in which it does not.
+    shown |= {(p.task, p.metric): p for p in reversed(asked) if not p.counted}
     return [
-        {"before": before, **probe._asdict(), "counted": (probe.task, probe.metric) in counted}
-        for probe in first_seed.values()
-        if probe.task != target
-    ][::-1]
+        {"before": before, **shown[key]._asdict(), "counted": key in counted}
+        for key in dict.fromkeys((probe.task, probe.metric) for probe in asked)
+        if key[0] != target
+    ]
 
 
 def reference_run(config: RunConfig) -> StudyRun | None:

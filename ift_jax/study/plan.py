@@ -69,10 +69,12 @@ def make_plan(config: RunConfig, workdir: Path) -> list[Planned]:
     """
     _check_names(config)
     stages: dict[str, int] = {"": 0}
-    plan: list[Planned] = []
-    for number, run in enumerate(config.study.runs):
+    for run in config.study.runs:
         stages[run.name] = stages[run.after] + 1
-        for seed in config.study.seeds:
+    plan: list[Planned] = []
+    # A whole seed after the other: a study that is stopped has finished some of them.
+    for seed in config.study.seeds:
+        for number, run in enumerate(config.study.runs):
             after = f"{run.after}-seed{seed}" if run.after else ""
             for size in run.train_sizes or (0,):
                 size_name = f"-{size}" if size else ""

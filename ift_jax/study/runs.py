@@ -36,6 +36,7 @@ from ift_jax.study.outcome import (
 from ift_jax.study.plan import Planned, make_plan, run_folder, scored_tasks
 from ift_jax.study.summary import summary_text
 from ift_jax.train.run import (
+    alone_in,
     base_of,
     check_batch,
     check_frozen,
@@ -68,7 +69,7 @@ def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
     todo = _unfinished(config, workdir, plan)
     if todo:
         mesh = make_mesh(config.mesh)
-        with jax.set_mesh(mesh):
+        with alone_in(workdir), jax.set_mesh(mesh):
             _work(config, stored, workdir, plan, todo, mesh)
     replace_text(workdir / "config.json", to_json(stored))
     results = study_results(config, workdir, plan)

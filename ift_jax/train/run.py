@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +13,13 @@ from jax.sharding import Mesh
 
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
-from ift_jax.data.files import replace_text
+from ift_jax.data.files import LOCK, locked, replace_text
 from ift_jax.data.neutral import NeutralTexts
 from ift_jax.data.prepared import load_data
 from ift_jax.data.preview import write_preview
 from ift_jax.errors import InputError
 from ift_jax.evaluation.drift import drift_entries
-from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate
+from ift_jax.evaluation.tasks import Row, baseline_rows, check_scoring, evaluate, having
 from ift_jax.hf.folder import read_json
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
@@ -60,7 +61,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
             leave_report(workdir)
         return rows
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
+    with alone_in(workdir), jax.set_mesh(mesh):
         tuned = tune(config, workdir, mesh)
         base = base_of(config, mesh, tuned.model)
         rows = final_scores(config, mesh, base, tuned.model, tuned.data)
@@ -96,7 +97,7 @@ def tune(
     claim_workdir(stored, workdir)
     check_batch(config, mesh)
     base = load_configured(config.model, mesh)
-    model = base.adapt(config.peft, seed=config.train.seed, mesh=mesh)
+    model = base.adapt(config.peft, seed=config.train.seed)
     del base
     data = load_data(config.data, model.chat, known)
     plan = check_run(config, model, data)
@@ -174,13 +175,29 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if any(workdir.iterdir()):
+        if any(path.name != LOCK for path in workdir.iterdir()):
             raise InputError(f"{workdir}: is not empty and holds no run; choose another --workdir")
         probe = workdir / "writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of a workdir; of several hosts the first one does.
+
+    Raises:
+        InputError: if another process works in it.
+    """
+    if jax.process_index():
+        yield
+        return
+    with locked(workdir) as is_mine:
+        if not is_mine:
+            raise InputError(f"{workdir}: another process works in it; wait until it has ended")
+        yield
 
 
 def base_of(config: RunConfig, mesh: Mesh, tuned: LanguageModel) -> LanguageModel:
@@ -202,11 +219,10 @@ def final_scores(
     These are the baselines, the base model at each of evaluation.shots, the tuned model at 0
     shots, and those between the two at each share of evaluation.interpolation.
     """
-    tasks = tuple(task for task in data.tasks if task.splits["test"])
-    if not tasks:
+    if not any(task.splits["test"] for task in data.tasks):
         print("nothing is scored: no task has a test split", file=sys.stderr)
         return []
-    data = pipeline.DataSet(data.config, tasks, data.chat)
+    data = having(data, "test")
 
     def scored(model: LanguageModel, name: str, shots: Sequence[int], what: str = "") -> list[Row]:
         print(f"scoring {what or name} model on the test split", file=sys.stderr)

@@ -116,7 +116,7 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
         if scored and not any(metric in each.config.metrics for each in scored):
             raise InputError(
                 f"config.train.eval_metrics: no task with a validation split can be scored by "
-                f"{metric}: it ranks answer choices, and their templates have none"
+                f"{metric}: it needs answer choices, or questions, and they have none"
             )
     tasks = tuple(each for each in scored if each.config.metrics)
     for each in tasks:
@@ -155,8 +155,12 @@ def _scoring(config: RunConfig, data: DataSet, task: TaskData) -> Scoring:
     items, _ = one_a_prompt(task.splits["validation"], 0)
     asked = config.train.eval_metrics
     own = config.evaluation.metrics or task.config.metrics or default_metrics(items)
-    ranks = all(e.choices for e in items)
-    usable = (m for m in asked if m != "loss" and (ranks or not _ranks(m)))
+    ranks, answers = all(e.choices for e in items), not any(e.turns.plain for e in items)
+    usable = (
+        m
+        for m in asked
+        if m != "loss" and (ranks or not _ranks(m)) and (answers or not _generates(m))
+    )
     evaluation = dataclasses.replace(
         config.evaluation, metrics=tuple(usable) if asked else own, max_items=0
     )
@@ -165,6 +169,10 @@ def _scoring(config: RunConfig, data: DataSet, task: TaskData) -> Scoring:
 
 def _ranks(metric: str) -> bool:
     return METRICS[metric].needs in ("ranked", "calibrated")
+
+
+def _generates(metric: str) -> bool:
+    return METRICS[metric].needs == "generated"
 
 
 def _check_selection(config: RunConfig, validated: bool, selecting: Sequence[str]) -> None:
@@ -191,7 +199,7 @@ def _samples(
         (task, examples[number])
         for number in range(config.train.num_samples)
         for task, examples in zip(data.tasks, held, strict=True)
-        if number < len(examples)
+        if number < len(examples) and not examples[number].turns.plain  # which asks nothing
     ][: config.train.num_samples]
     if not turns:
         return (), 0

@@ -155,7 +155,10 @@ def test_the_adapter_of_a_run_is_for_the_base_of_that_run(place, tiny_llama, cap
     load_pretrained(tiny_llama, **stored).load_adapter(place.path / "w")
     assert "stored as" not in capsys.readouterr().err
     load_pretrained(tiny_llama).load_adapter(place.path / "w").save_adapter(place.path / "any")
-    assert "beside weights stored as nf4, here they are none" in capsys.readouterr().err
+    assert (
+        "beside weights stored as nf4 in groups of 16, here they are none"
+        in capsys.readouterr().err
+    )
     assert place.run("generate", "--model=other", "--adapter=any", *ask).status == 0
     shutil.copytree(place.path / "w", place.path / "moved")
     config = place.path / "moved" / "config.json"

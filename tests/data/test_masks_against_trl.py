@@ -187,8 +187,7 @@ def turns_of(messages, *, train="all"):
     return Turns(tuple(messages[:last]), messages[last]["content"], earlier)
 
 
-def ours(tokenizer, messages, *, train="all"):
-    chat = Chat.of(tokenizer)
+def ours(chat, messages, *, train="all"):
     [one] = chat.encode_layouts([chat.layout(turns_of(messages, train=train))])
     return one.ids.tolist(), one.trained.tolist()
 
@@ -206,10 +205,11 @@ def rows_of(messages, mode):
     return {"prompt": messages[:-1], "completion": messages[-1:]}
 
 
-def assert_same(tokenizer, fmt, messages, theirs, mode):
+def assert_same(chat, fmt, messages, theirs, mode):
     """TRL's ids and mask are ours, but for the tail, and for the tail's training."""
+    tokenizer = chat.tokenizer
     train = "all" if mode == "assistant" else "last"
-    ids, trained = ours(tokenizer, messages, train=train)
+    ids, trained = ours(chat, messages, train=train)
     their_ids, their_trained = theirs
     assert their_ids[: len(ids)] == ids
     tail = their_ids[len(ids) :]
@@ -260,8 +260,9 @@ def test_the_llama_3_template_is_trl_s(tokenizer_of):
 def test_ids_and_trained_positions_are_those_of_trl(name, mode, tokenizer_of, trl_prepared):
     tokenizer, fmt = tokenizer_of(name), FORMATS[name]
     prepared = trl_prepared(tokenizer, [rows_of(m, mode) for m in CONVERSATIONS], mode)
+    chat = Chat.of(tokenizer)
     for messages, theirs in zip(CONVERSATIONS, prepared, strict=True):
-        assert_same(tokenizer, fmt, messages, theirs, mode)
+        assert_same(chat, fmt, messages, theirs, mode)
 
 
 def random_texts(tokenizer, count):
@@ -283,17 +284,18 @@ def test_any_text_is_trained_as_trl_trains_it(name, mode, tokenizer_of, trl_prep
     contents = iter(random_texts(tokenizer, 240))
     conversations = [chat_of(*islice(contents, 2 + 2 * (n % 3))) for n in range(60)]
     prepared = trl_prepared(tokenizer, [rows_of(m, mode) for m in conversations], mode)
+    chat = Chat.of(tokenizer)
     early = 0
     for messages, theirs in zip(conversations, prepared, strict=True):
-        ids, trained = ours(tokenizer, messages, train="all" if mode == "assistant" else "last")
+        ids, trained = ours(chat, messages, train="all" if mode == "assistant" else "last")
         if theirs[1].index(True) < trained.index(True):
             # See test_a_prompt_token_that_the_answer_changes_is_no_answer.
             assert mode == "completion"
-            prompt = Chat.of(tokenizer).prompt_ids(messages[:-1]).tolist()
+            prompt = chat.prompt_ids(messages[:-1]).tolist()
             assert prompt != ids[: len(prompt)]
             early += 1
         else:
-            assert_same(tokenizer, FORMATS[name], messages, theirs, mode)
+            assert_same(chat, FORMATS[name], messages, theirs, mode)
     assert early <= 6, early
 
 
@@ -301,12 +303,13 @@ def test_any_text_is_trained_as_trl_trains_it(name, mode, tokenizer_of, trl_prep
 def test_every_answer_is_trained_with_its_end_of_turn(name, tokenizer_of):
     """The definition, with which the comparison above would be empty if both were wrong."""
     tokenizer, fmt = tokenizer_of(name), FORMATS[name]
+    chat = Chat.of(tokenizer)
     opening = {"Mistral": " ", "no generation prompt": "### assistant: "}.get(name, "")
     for messages in CONVERSATIONS:
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
         wanted = [opening + answer + fmt.end for answer in answers]
-        assert stretches(tokenizer, *ours(tokenizer, messages)) == wanted
-        assert stretches(tokenizer, *ours(tokenizer, messages, train="last")) == wanted[-1:]
+        assert stretches(tokenizer, *ours(chat, messages)) == wanted
+        assert stretches(tokenizer, *ours(chat, messages, train="last")) == wanted[-1:]
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", "Llama 3"])
@@ -314,9 +317,10 @@ def test_blanks_around_a_content_go_where_the_template_drops_them(name, tokenize
     tokenizer, fmt = tokenizer_of(name), FORMATS[name]
     messages = chat_of(" Hi.\n", "  Hello! \n", "\tAgain?", " Yes.\n\n")
     [theirs] = trl_prepared(tokenizer, [rows_of(messages, "assistant")], "assistant")
-    assert_same(tokenizer, fmt, messages, theirs, "assistant")
+    chat = Chat.of(tokenizer)
+    assert_same(chat, fmt, messages, theirs, "assistant")
     says = ["Hello!", "Yes."] if name == "Llama 3" else ["  Hello! \n", " Yes.\n\n"]
-    trained = stretches(tokenizer, *ours(tokenizer, messages))
+    trained = stretches(tokenizer, *ours(chat, messages))
     # A newline before blanks may be of one token with them, which is trained.
     assert [text.removeprefix("\n") for text in trained] == [text + fmt.end for text in says]
 
@@ -329,7 +333,7 @@ def test_a_token_across_the_boundary_is_trained_by_both(trl_prepared):
     tokenizer = bpe_tokenizer([("=", "4")], template)
     messages = chat_of("2+2=", "42")
     [theirs] = trl_prepared(tokenizer, [rows_of(messages, "completion")], "completion")
-    assert ours(tokenizer, messages) == theirs
+    assert ours(Chat.of(tokenizer), messages) == theirs
     assert stretches(tokenizer, *theirs) == ["=42</s>"]
 
 
@@ -353,7 +357,8 @@ def test_a_trainer_and_its_collator_keep_the_end_of_turn_that_is_padding_too(tin
     batch = trainer.data_collator(list(trainer.train_dataset))
     labels = batch["labels"].numpy()
     assert (labels == tokenizer.pad_token_id).sum() == len(conversations)  # the ends, no padding
-    encoded = [ours(tokenizer, messages) for messages in conversations]
+    chat = Chat.of(tokenizer)
+    encoded = [ours(chat, messages) for messages in conversations]
     parts = [(np.array(ids, np.int32), np.array(trained)) for ids, trained in encoded]
     source = RowSource(tokens_of(parts), 512, seed=0, packing="none", shuffle=False)
     rows = [source[number] for number in range(len(parts))]
@@ -372,7 +377,7 @@ def test_a_collator_that_masks_padding_by_its_id_never_trains_the_end_of_turn():
     transformers = pytest.importorskip("transformers")
     tokenizer = make_tokenizer()
     messages = chat_of("a", "b")
-    ids, trained = ours(tokenizer, messages)
+    ids, trained = ours(Chat.of(tokenizer), messages)
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
     labels = collate([{"input_ids": ids}])["labels"][0].tolist()
     assert labels[-1] == -100
@@ -392,7 +397,7 @@ def test_a_prompt_token_that_the_answer_changes_is_no_answer(tokenizer_of, trl_p
     tokenizer = tokenizer_of("Llama 3", own_words=False)
     messages = chat_of("A colour?", "red")
     [theirs] = trl_prepared(tokenizer, [rows_of(messages, "completion")], "completion")
-    ids, trained = ours(tokenizer, messages)
+    ids, trained = ours(Chat.of(tokenizer), messages)
     assert theirs[0] == ids
     assert stretches(tokenizer, *theirs) == ["\n\nred<|eot_id|>"]
     assert stretches(tokenizer, ids, trained) == ["red<|eot_id|>"]
@@ -405,7 +410,7 @@ def test_a_user_s_turn_inside_a_completion_is_not_trained(tokenizer_of, trl_prep
     [(ids, trained)] = trl_prepared(tokenizer, [row], "completion")
     [text] = stretches(tokenizer, ids, trained)
     assert "Again?" in text
-    assert stretches(tokenizer, *ours(tokenizer, messages)) == [
+    assert stretches(tokenizer, *ours(Chat.of(tokenizer), messages)) == [
         "Hello!<|im_end|>",
         "Yes.<|im_end|>",
     ]
@@ -429,7 +434,7 @@ def test_an_end_of_turn_outside_the_tags_is_trained(tokenizer_of, trl_prepared):
     first, last = stretches(tokenizer, ids, trained)
     assert first == "Hello!"
     assert last in ("Here: \U00012345", "Here: \ufffd")
-    assert stretches(tokenizer, *ours(tokenizer, messages)) == [
+    assert stretches(tokenizer, *ours(Chat.of(tokenizer), messages)) == [
         "Hello!</s>", "Here: \U00012345</s>",
     ]  # fmt: skip
 
@@ -451,7 +456,7 @@ def test_truncation_cuts_the_prompt_and_not_the_answer(tokenizer_of, trl_prepare
     chat = Chat.of(tokenizer)
     answer = "one two three four five six seven eight nine ten"
     messages = chat_of("Count. " * 60, answer)
-    whole, trained = ours(tokenizer, messages)
+    whole, trained = ours(chat, messages)
     room = len(whole) - sum(trained) // 2
     row = rows_of(messages, "completion")
     [(ids, kept)] = trl_prepared(tokenizer, [row], "completion", max_length=room)

@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 
 from ift_jax.evaluation.classification import mean
-from ift_jax.evaluation.intervals import bootstrap, mcnemar, paired_bootstrap, share
+from ift_jax.evaluation.intervals import (
+    bootstrap,
+    mcnemar,
+    paired_bootstrap,
+    randomization_test,
+    share,
+)
 
 
 def weighted(values):
@@ -54,9 +60,9 @@ def test_a_paired_difference_has_the_interval_of_the_differences():
     first, second = hard + 0.1 * rng.random(150), hard + 0.1 * rng.random(150) + 0.02
     found = paired_bootstrap(weighted(first), weighted(second), mean)
     alone = bootstrap(weighted(second - first), mean)
-    assert found[:3] == pytest.approx(tuple(alone))
+    assert found == pytest.approx(alone)
     t_test = stats.ttest_rel(second, first).pvalue
-    assert found.p < 0.01
+    assert randomization_test(weighted(first), weighted(second), mean) < 0.01
     assert t_test < 0.01
     unpaired = bootstrap(weighted(second), mean)
     assert found.high - found.low < (unpaired.high - unpaired.low) / 3
@@ -65,15 +71,37 @@ def test_a_paired_difference_has_the_interval_of_the_differences():
 def test_the_p_value_of_equal_models_is_1_and_even_where_they_differ_by_chance():
     rng = np.random.default_rng(3)
     values = weighted(rng.random(40))
-    assert paired_bootstrap(values, values, mean).p == 1.0
+    assert randomization_test(values, values, mean) == 1.0
     found = [
-        paired_bootstrap(weighted(rng.random(40)), weighted(rng.random(40)), mean, 200).p
+        randomization_test(weighted(rng.random(40)), weighted(rng.random(40)), mean, 200)
         for _ in range(200)
     ]
     assert 0.01 < np.mean(np.array(found) < 0.1) < 0.2
 
 
-def test_the_p_value_agrees_with_sacrebleus_paired_bootstrap():
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("runs", [(1, 1), (2, 2), (1, 3)])
+def test_few_items_cannot_be_significant_however_much_they_agree(count, runs):
+    """The exact p-value is 2 of the 2^N exchanges: all of them, or none."""
+    first, second = (np.concatenate([weighted([value] * count)] * n)
+                     for value, n in zip((0.0, 1.0), runs, strict=True))  # fmt: skip
+    p = randomization_test(first, second, mean, 4000)
+    assert p == pytest.approx(2 / 2**count, abs=0.03)
+
+
+def test_the_p_value_of_a_mean_agrees_with_scipys_permutation_test():
+    rng = np.random.default_rng(7)
+    first, second = rng.random(12), rng.random(12) + 0.2
+    expected = stats.permutation_test(
+        (first, second), lambda a, b: np.mean(b) - np.mean(a), permutation_type="samples",
+        n_resamples=np.inf,
+    ).pvalue  # fmt: skip
+    assert 0.02 < expected < 0.5
+    found = randomization_test(weighted(first), weighted(second), mean, 8000)
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_the_p_value_agrees_with_sacrebleus_approximate_randomization():
     sacrebleu = pytest.importorskip("sacrebleu")
     from sacrebleu.significance import PairedTest
 
@@ -91,16 +119,17 @@ def test_the_p_value_agrees_with_sacrebleus_paired_bootstrap():
 
     first, second = noisy(0.35), noisy(0.27)
     systems = [("first", first), ("second", second)]
-    test = PairedTest(systems, {"BLEU": sacrebleu.BLEU()}, [wanted], "bs", n_samples=1000)
+    test = PairedTest(systems, {"BLEU": sacrebleu.BLEU()}, [wanted], "ar", n_samples=1000)
     expected = test()[1]["BLEU"][1].p_value
     runs = [[Prediction(w, generated=g) for w, g in zip(wanted, given, strict=True)]
             for given in (first, second)]  # fmt: skip
     counts = item_counts(METRICS["bleu"].items, runs)
-    found = paired_bootstrap(counts[:1], counts[1:], METRICS["bleu"].value)
-    assert found.p == pytest.approx(expected, abs=0.05)
-    assert 0.001 < found.p < 0.5
+    found = randomization_test(counts[:1], counts[1:], METRICS["bleu"].value)
+    assert found == pytest.approx(expected, abs=0.05)
+    assert 0.001 < found < 0.5
 
 
 def test_other_items_are_no_pairs():
-    with pytest.raises(ValueError, match="the same items"):
-        paired_bootstrap(weighted([1, 2]), weighted([1, 2, 3]), mean)
+    for function in (paired_bootstrap, randomization_test):
+        with pytest.raises(ValueError, match="the same items"):
+            function(weighted([1, 2]), weighted([1, 2, 3]), mean)

@@ -10,7 +10,12 @@ from torch_reference import save_variant, torch_model
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation import batching, scoring
-from ift_jax.evaluation.scoring import Question, choice_log_likelihoods, encode_questions
+from ift_jax.evaluation.scoring import (
+    Question,
+    choice_log_likelihoods,
+    choice_turns,
+    encode_questions,
+)
 from ift_jax.pretrained import load_pretrained
 
 INSTRUCTION = "Say whether the review is good. "  # longer than batching.MIN_PREFIX bytes
@@ -34,7 +39,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def questions(model):
-    return encode_questions(model.chat, ASKED)
+    return encode_questions(model.chat, [choice_turns(*asked) for asked in ASKED])
 
 
 def scores(model, questions):
@@ -81,7 +86,7 @@ def test_the_end_of_turn_counts(model, questions):
         assert (with_end < shorter - 1e-3).all()
 
 
-@pytest.mark.parametrize("tokens", [1, 300, 100_000])
+@pytest.mark.parametrize("tokens", [40, 300, 100_000])
 def test_the_batch_size_does_not_matter(model, questions, expected, monkeypatch, tokens):
     monkeypatch.setattr(batching, "BATCH_TOKENS", tokens)
     close(scores(model, questions), expected)
@@ -111,6 +116,47 @@ def test_choices_do_not_see_each_other(model, questions, expected):
     changed = scores(model, [Question(question.prompt, (*noise, question.choices[2]))])[0]
     np.testing.assert_allclose(changed[2], expected[1][2], atol=1e-3)
     assert (np.abs(changed[:2] - expected[1][:2]) > 1e-2).all()
+
+
+def test_choices_beyond_a_batch_take_several_rows(model, questions, monkeypatch):
+    """As many requests with one context, or none, are one question for lm_eval."""
+    made, empty = [], scoring._Rows.empty
+    monkeypatch.setattr(
+        scoring._Rows, "empty", staticmethod(lambda *shape: made.append(shape) or empty(*shape))
+    )
+    choices = [np.full(1 + n % 5, 40 + n % 7, np.int32) for n in range(60)]
+    choices.append(np.arange(90, dtype=np.int32) + 40)
+    prompt = np.array([40], np.int32)
+    [whole] = scores(model, [Question(prompt, tuple(choices))])
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 60)
+    made.clear()
+    found, other = scores(model, [Question(prompt, tuple(choices)), questions[1]])
+    assert {length for _, length, _ in made} == {64, 128}  # not 1 + 180 + 90
+    np.testing.assert_allclose(found, whole, atol=1e-3)
+    close([other], scores(model, [questions[1]]), atol=1e-4)
+
+
+def test_logits_of_a_long_row_are_made_piece_by_piece(model, questions, expected, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK_TARGETS", 4)
+    scoring._target_nll.clear_cache()
+    close(scores(model, questions), expected)
+    scoring._target_nll.clear_cache()
+
+
+@pytest.mark.parametrize(
+    ("own", "most", "width"),
+    [
+        (3, 3, 3),
+        (2, 5, 2),
+        (1, 8, 1),
+        (9, 16, 16),
+        (8, 16, 8),
+        (1000, 1500, 2048),
+        (700, 1500, 750),
+    ],
+)
+def test_rows_have_room_for_their_own_targets_and_few_widths(own, most, width):
+    assert scoring._width(own, most) == width
 
 
 def test_no_questions_give_no_scores(model):
@@ -148,9 +194,8 @@ def test_a_choice_that_merges_with_the_prompt_starts_where_all_texts_still_agree
         "{% for m in messages %}{{ m['content'] }}"
         "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     )
-    (question,) = encode_questions(
-        Chat.of(tokenizer), [([{"role": "user", "content": "zx"}], ("y", "z"))]
-    )
+    choices = choice_turns([{"role": "user", "content": "zx"}], ("y", "z"))
+    (question,) = encode_questions(Chat.of(tokenizer), [choices])
     assert question.prompt.tolist() == [3]
     assert [c.tolist() for c in question.choices] == [[4, 0], [1, 3, 0]]
 

@@ -16,6 +16,7 @@ from ift_jax.data import pipeline
 from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.errors import InputError
 from ift_jax.evaluation import answers, intervals, metrics
+from ift_jax.evaluation.baselines import random_scores
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.shots import ask, exemplars
 from ift_jax.evaluation.tasks import (
@@ -23,6 +24,7 @@ from ift_jax.evaluation.tasks import (
     baseline_rows,
     check_scoring,
     evaluate,
+    having,
     one_a_prompt,
 )
 from ift_jax.pretrained import load_pretrained
@@ -388,9 +390,31 @@ def test_prompts_without_content_stand_behind_the_exemplars_alone(model, chats, 
     answers.answer(
         model, task, [item], [()], shots=2, seed=0, needs={"calibrated"}, max_new_tokens=0
     )
-    [(messages, _)] = seen
-    assert messages[:-1] == exemplars(task, "messages", 2, 0)
-    assert messages[-1]["role"] == "user"
+    [turns] = seen
+    assert [one.completion for one in turns] == ["good", "bad"]
+    assert list(turns[0].messages[:-1]) == exemplars(task, "messages", 2, 0)
+    assert turns[0].messages[-1]["role"] == "user"
+
+
+def test_an_item_among_the_exemplars_has_other_neutral_scores_than_the_others(model, rated):
+    """On the training split: what stands before it differs, so it shares no neutral prompt."""
+    [task] = rated.tasks
+    train = list(task.splits["train"])
+    shown = exemplars(task, "Rate", 2, 0)
+    among = next(e for e in train if e.messages[0]["content"] == shown[0]["content"])
+    others = [e for e in train if e.messages[0]["content"] not in [m["content"] for m in shown]][:3]
+
+    def neutral(items):
+        found = answers.answer(
+            model, task, items, [()] * len(items), shots=2, seed=0, needs={"calibrated"},
+            max_new_tokens=0,
+        )  # fmt: skip
+        return [prediction.neutral_scores for prediction in found.predictions]
+
+    first, *rest = neutral([among, *others])
+    np.testing.assert_allclose(neutral([*others, among]), [*rest, first], rtol=1e-5)
+    np.testing.assert_allclose(neutral(others), rest, rtol=1e-5)
+    assert np.abs(np.subtract(first, rest[0])).max() > 0.01
 
 
 def test_what_the_chat_template_refuses_behind_exemplars_is_said_before_a_long_run(model, chats):
@@ -428,7 +452,135 @@ def test_more_shots_than_training_examples_are_refused_before_the_run(model, rat
         check_scoring(model, rated, config, split="test", shots=(0, 99))
 
 
+# Plain text
+
+
+@pytest.fixture(scope="module")
+def texts(place):
+    records = [{"text": f"Lamp {n} shines {'very ' * (n % 4)}bright."} for n in range(24)]
+    return place.data(records=records, templates="", template_names=(), split_by=())
+
+
+def test_plain_text_is_scored_as_it_is_trained(model, folder, texts):
+    """Each text by itself, without a chat format; the first token has nothing before it."""
+    [task] = texts.tasks
+    items, _ = one_a_prompt(task.splits["test"], 0)
+    reference, sums = torch_model(folder), [0.0, 0, 0]
+    for item in items:
+        ids = torch.tensor([model.tokenizer(item.completion + "<|im_end|>").input_ids])
+        with torch.no_grad():
+            logits = reference(ids).logits[0, :-1].double()
+        logs = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])
+        sums[0] -= float(logs.sum())
+        sums[1] += int((logits.argmax(-1) == ids[0, 1:]).sum())
+        sums[2] += ids.shape[1] - 1
+    kept = []
+    rows = rows_of(model, texts, shots=(0, 2), keep=kept.append)  # by its default metrics
+    assert {row["count"] for row in rows} == {len(items)} == {len(task.splits["test"])}
+    assert values(rows) == {
+        (0, "token_accuracy"): pytest.approx(sums[1] / sums[2]),
+        (0, "perplexity"): pytest.approx(np.exp(sums[0] / sums[2]), rel=1e-4),
+    }
+    assert {line.prompt for line in kept} == {""}
+    assert baseline_rows(texts, EvaluationConfig(), split="test") == []
+
+
+def test_plain_text_needs_no_chat_format_that_an_assistant_may_begin(model, texts):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    strict = replace(model, tokenizer=tokenizer)
+    check_scoring(strict, texts, EvaluationConfig(), split="test", shots=(0,))
+    assert rows_of(strict, texts) == rows_of(model, texts)
+
+
+def test_plain_text_cannot_be_answered(model, texts):
+    with pytest.raises(InputError, match="task lamps: is plain text, which asks nothing"):
+        rows_of(model, texts, "exact_match")
+
+
+# Reasoning
+
+
+THINKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}"
+    "{{ '<think>' + m.reasoning_content + '</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_an_answer_is_what_follows_the_reasoning(model, tmp_path, monkeypatch):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = THINKS
+    thinking = replace(model, tokenizer=tokenizer)
+    thought = "It is a lamp, and lamps are good."
+    records = [
+        {"messages": [
+            {"role": "user", "content": f"Lamp {n}?"},
+            {"role": "assistant", "content": "good", "reasoning_content": thought},
+        ]}
+        for n in range(12)
+    ]  # fmt: skip
+    data = Place(tmp_path, thinking.chat).data(
+        records=records, templates="", template_names=(), split_by=()
+    )
+    written = f"<think>{thought}</think>\n\ngood"
+    size = len(tokenizer(f"{written}<|im_end|>").input_ids)
+    asked = []
+
+    def generate(structure, params, chat, prompts, sampling, **_):
+        asked.append(sampling.max_new_tokens)
+        assert len(prompts) == 2
+        return [written, f"<think>{thought}"]
+
+    monkeypatch.setattr(answers, "generate_texts", generate)
+    kept = []
+    rows = rows_of(thinking, data, "exact_match", "perplexity", keep=kept.append)
+    assert asked == [size + 1]
+    assert [line.prediction.generated for line in kept] == ["good", f"<think>{thought}"]
+    assert values(rows)[0, "exact_match"] == 0.5
+    assert {line.prediction.num_tokens for line in kept} == {size}  # what training trains
+    assert thinking.chat.spoken("no thought") == "no thought"
+    assert model.chat.spoken(written) == written  # its template prints none
+
+
 # References, baselines and what is refused
+
+
+def test_all_outputs_of_super_natural_instructions_are_right(model, tmp_path):
+    instances = [{"input": f"Lamp {n}", "output": ["bright", f"shiny {n}"]} for n in range(12)]
+    task = {"Definition": ["What is it?"], "Positive Examples": [], "Instances": instances}
+    (tmp_path / "task1_lamps.json").write_text(json.dumps(task))
+    config = TaskConfig(name="lamps", source=str(tmp_path / "task1_lamps.json"), test_fraction=0.5,
+                        validation_fraction=0.0)  # fmt: skip
+    data = pipeline.build(DataConfig(tasks=(config,)), model.chat)
+    kept = []
+    rows_of(model, data, "exact_match", keep=kept.append)
+    assert kept
+    for line in kept:
+        first, second = line.prediction.accepted
+        assert (first, second.partition(" ")[0]) == ("bright", "shiny")
+
+
+def test_a_choice_that_stands_twice_is_twice_as_likely_by_chance(rated):
+    [task] = rated.tasks
+    items = [replace(e, choices=("good", "good", "bad")) for e in task.splits["test"]]
+    items = [replace(e, turns=e.turns._replace(completion="good")) for e in items]
+    [(_, found)] = random_scores(items, ["accuracy"])
+    assert found.value == pytest.approx(2 / 3)
+
+
+def test_tasks_without_the_split_are_left_out_and_said(rated, texts, capsys):
+    without = replace(texts.tasks[0], config=replace(texts.tasks[0].config, name="other"),
+                      splits={**texts.tasks[0].splits, "test": []})  # fmt: skip
+    both = replace(rated, tasks=(rated.tasks[0], without))
+    assert having(both, "test").tasks == rated.tasks
+    assert capsys.readouterr().err == "not scored, without a test split: other\n"
+    with pytest.raises(InputError, match="no task has a test split"):
+        having(replace(rated, tasks=(without,)), "test")
 
 
 def test_answers_to_the_same_free_text_prompt_are_references_of_one_item(model, place):

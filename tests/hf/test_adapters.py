@@ -315,6 +315,22 @@ def test_a_folder_without_safetensors_is_refused(base, folder, tmp_path):
         base.load_adapter(tmp_path)
 
 
+def test_how_eva_found_its_start_says_nothing_of_what_is_stored(
+    tiny_llama, base, folders, tmp_path
+):
+    fields = {"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}}
+    logits = [
+        load_pretrained(tiny_llama).load_adapter(path).logits(IDS)
+        for path in (folders["lora"], edited(folders["lora"], tmp_path / "eva", **fields))
+    ]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_an_adapter_s_folder_is_no_model(tiny_llama, folder):
+    with pytest.raises(InputError, match=f"{folder}: holds an adapter and no model.*{tiny_llama}"):
+        load_pretrained(folder)
+
+
 def test_a_second_adapter_and_saving_none_are_refused(tiny_llama, base, folder, tmp_path):
     model = load_pretrained(tiny_llama).load_adapter(folder)
     with pytest.raises(InputError, match="has an adapter already"):

@@ -194,7 +194,7 @@ def test_an_adapter_beside_codes_has_its_gradient_on_a_mesh(tiny_llama):
 
     def gradient(mesh, batch):
         base = load_pretrained(tiny_llama, quantize="nf4", quantize_group=16, mesh=mesh)
-        model = base.adapt(PeftConfig(method="lora", rank=2), mesh=mesh)
+        model = base.adapt(PeftConfig(method="lora", rank=2))
         trained, frozen = separate(model.params)
         shaken = jax.tree.map(lambda x: x + 0.02, trained)
         sums = jax.jit(gradient_sums, static_argnums=0)

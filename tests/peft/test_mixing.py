@@ -100,6 +100,9 @@ def test_rows_use_their_adapters_on_a_mesh(tiny_llama, folders, several):
 def test_names_are_checked(base, several, tmp_path, folders):
     with pytest.raises(InputError, match="expected a name for each of 2 rows, of 'small', 'root'"):
         several.logits(IDS)
+    questions = [Question(IDS[0], (np.array([40]),))]
+    with pytest.raises(InputError, match="of which each row uses one by name"):
+        score_choices(several.structure, several.params, questions)
     with pytest.raises(InputError, match="'smal' is not loaded"):
         several.logits(IDS, adapters=["smal", ""])
     with pytest.raises(InputError, match="only after `load_adapters`"):

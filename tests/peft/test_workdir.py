@@ -11,7 +11,8 @@ from torch_peft import IDS
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
 from ift_jax.errors import InputError
-from ift_jax.pretrained import load_pretrained
+from ift_jax.pretrained import load_configured, load_pretrained
+from ift_jax.sharding import MeshConfig, make_mesh
 from ift_jax.train.run import check_run, train
 
 
@@ -33,10 +34,16 @@ def run_config(model, **peft):
     )
 
 
-@pytest.fixture(scope="module")
-def stopped(tiny_llama, tmp_path_factory):
-    """Workdirs of a run with dropout and PiSSA, undisturbed and stopped half-way."""
-    config = run_config(tiny_llama, dropout=0.2, init="pissa")
+METHODS = {
+    "pissa": {"dropout": 0.2, "init": "pissa"},
+    "vera": {"method": "vera", "rank": 8, "dropout": 0.2},  # whose matrices all layers share
+}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def stopped(request, tiny_llama, tmp_path_factory):
+    """Workdirs of a run with dropout, undisturbed and stopped half-way."""
+    config = run_config(tiny_llama, **METHODS[request.param])
     whole, stopped = (tmp_path_factory.mktemp("lora") / name for name in ("whole", "stopped"))
     rows = train(config, whole)
 
@@ -61,8 +68,9 @@ def test_a_run_stopped_with_dropout_goes_on_as_if_it_had_not(stopped):
 
     assert losses(stopped[0]) == losses(stopped[1])
     models = [load_workdir(folder, which="latest") for folder in stopped]
-    for x, y in zip(*(jax.tree.leaves(m.params["adapter"]) for m in models), strict=True):
-        np.testing.assert_array_equal(x, y)
+    for name in ("adapter", "adapter_frozen"):
+        for x, y in zip(*(jax.tree.leaves(m.params[name]) for m in models), strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 def test_a_checkpoint_is_as_large_as_the_adapter(stopped, tiny_llama):
@@ -114,6 +122,39 @@ def test_what_a_run_made_can_be_quantized(stopped, tmp_path):
     np.testing.assert_allclose(model.logits(IDS), expected, atol=2e-4)
     assert float(np.abs(expected - load_pretrained(stopped[0]).logits(IDS)).max()) > 0.02
     assert model.structure.adapter is None
+
+
+def test_an_adapter_is_taken_out_of_weights_on_a_mesh(stopped, tiny_llama):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        merged = load_pretrained(stopped[0], mesh=mesh).merged()
+        logits = merged.unmerged(stopped[0]).logits(IDS)
+        assert float(np.abs(merged.logits(IDS) - logits).max()) > 0.01
+    np.testing.assert_allclose(logits, load_pretrained(tiny_llama).logits(IDS), atol=5e-4)
+
+
+def test_a_quantized_base_has_the_codes_that_it_had_in_training(tiny_llama, tmp_path, capsys):
+    """They follow from the dtype to which the weights were rounded, and from the groups."""
+    config = run_config(tiny_llama, targets=["q_proj"])
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, quantize="nf4", quantize_group=16, param_dtype="bfloat16"
+        ),
+        train=dataclasses.replace(config.train, num_steps=1, eval_every=1),
+    )
+    train(config, tmp_path / "W")
+    loaded, wanted = load_pretrained(tmp_path / "W"), load_configured(config.model)
+    other = load_pretrained(tiny_llama, quantize="nf4", quantize_group=16)
+    scales = [m.params["layers"]["mlp"]["down"].scales for m in (loaded, wanted, other)]
+    np.testing.assert_array_equal(scales[0], scales[1])
+    assert not np.array_equal(scales[0], scales[2])
+    capsys.readouterr()
+    load_pretrained(tiny_llama, quantize="nf4", quantize_group=16).load_adapter(tmp_path / "W")
+    assert "stored as" not in capsys.readouterr().err
+    load_pretrained(tiny_llama, quantize="nf4", quantize_group=8).load_adapter(tmp_path / "W")
+    said = "beside weights stored as nf4 in groups of 16, here they are nf4 in groups of 8"
+    assert said in capsys.readouterr().err
 
 
 def test_virtual_tokens_that_leave_no_room_are_named(tiny_llama):

@@ -25,7 +25,7 @@ from workdirs import (
 from ift_jax.errors import InputError
 from ift_jax.report import page
 from ift_jax.report.curves import thinned
-from ift_jax.report.elements import MAX_COLUMNS, MAX_POINTS, MAX_ROWS
+from ift_jax.report.elements import MAX_COLOURS, MAX_POINTS, MAX_ROWS
 from ift_jax.report.figures import page_svg
 from ift_jax.report.inputs import read_runs
 from ift_jax.report.palette import ROLES, SERIES, contrast
@@ -244,12 +244,12 @@ def test_a_long_run_does_not_make_a_long_page(tmp_path):
 
 
 def test_many_rows_and_runs_are_cut_with_a_note(tmp_path):
-    folders = [training_run(tmp_path / f"run{n:02}", tuned=0.3 + n / 100) for n in range(12)]
+    folders = [training_run(tmp_path / f"run{n:02}", tuned=0.3 + n / 100) for n in range(24)]
     rows = [row(f"model{n}", "rating", "accuracy", 0.5) for n in range(300)]
     write(folders[0], {"results.json": dump({"rows": rows})})
     found = sections(*folders)
-    assert "and 4 more workdirs, whose curves are not drawn" in found["training"].notes
-    assert all(len({c.colour for c in p.curves}) <= MAX_COLUMNS for p in found["training"].plots)
+    assert "and 16 more workdirs, whose curves are not drawn" in found["training"].notes
+    assert all(len({c.colour for c in p.curves}) <= MAX_COLOURS for p in found["training"].plots)
     [scores] = found["scores"].tables
     assert len(scores.rows) == MAX_ROWS
     assert re.fullmatch(r"and \d+ more rows in results\.json", scores.notes[0])
@@ -301,7 +301,14 @@ def test_configs_that_differ_are_shown_field_by_field(tmp_path):
         "config.optimizer.peak_lr": ["1e-05", "0.0001"],
         "config.train.seed": ["0", "3"],
     }
-    assert table(found["overview"], "Main settings")["tasks"] == ["rating", "rating"]
+    assert table(found["overview"], "Main settings")["trained on"] == ["rating", "rating"]
+
+
+def test_the_overview_names_what_is_trained_and_not_what_is_only_scored(tmp_path):
+    tasks = [{"name": "rating", "weight": 0.0}, {"name": "topic", "weight": 1.0}, {"name": "names"}]
+    folder = write(tmp_path / "w", {"config.json": dump({"data": {"tasks": tasks}})})
+    shown = table(sections(folder)["overview"], "Main settings")
+    assert shown["trained on"] == ["topic, names"]
 
 
 def test_data_says_what_each_task_got_and_what_was_rejected_and_why(tmp_path):

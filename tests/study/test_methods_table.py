@@ -49,5 +49,10 @@ def test_the_larger_studies_go_on_from_the_short_one(tmp_path):
     for plan in larger:
         assert {key: plan[key] for key in short} == short
     more = [{key.removesuffix("-seed0") for key in plan.keys() - short.keys()} for plan in larger]
-    assert more[:2] == [{"dora", "ia3", "qlora"}, {"kl", "l2sp"}]
-    assert {key for key in more[2] if "seed" not in key} == {"curve-2000", "curve-4000"}
+    peft, remedies = {"dora", "ia3", "qlora"}, {"kl", "l2sp"}
+    assert more[:2] == [peft, peft | remedies]
+    assert {key for key in more[2] if "seed" not in key} == {
+        *peft, *remedies, "curve-2000", "curve-4000",
+    }  # fmt: skip
+    assert all(larger[1][key] == config for key, config in larger[0].items())
+    assert all(larger[2][key] == config for key, config in larger[1].items())

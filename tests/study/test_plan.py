@@ -21,10 +21,10 @@ def config(tmp_path, **study) -> RunConfig:
 def test_every_run_has_a_workdir_for_each_seed_and_size(tmp_path):
     plan = make_plan(config(tmp_path, seeds=[0, 3]), tmp_path / "W")
     assert [planned.key for planned in plan] == [
-        "first-seed0", "first-seed3", "single-seed0", "single-seed3", "replay-seed0",
-        "replay-seed3", "lora-seed0", "lora-seed3", "more-seed0", "more-seed3", "curve-4-seed0",
-        "curve-10-seed0", "curve-4-seed3", "curve-10-seed3",
-    ]  # fmt: skip
+        f"{name}-seed{seed}"
+        for seed in (0, 3)
+        for name in ("first", "single", "replay", "lora", "more", "curve-4", "curve-10")
+    ]
     by_key = {planned.key: planned for planned in plan}
     single = by_key["single-seed3"]
     assert (single.after, single.stage) == ("first-seed3", 2)

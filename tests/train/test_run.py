@@ -14,6 +14,7 @@ from tiny_run import run_tree
 
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
+from ift_jax.errors import InputError
 from ift_jax.pretrained import load_pretrained
 from ift_jax.report.table import score_text
 from ift_jax.train.run import train
@@ -177,8 +178,17 @@ def test_a_killed_run_goes_on_to_the_same_parameters(finished, tiny_llama, tmp_p
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    metrics = workdir / "metrics.jsonl"
-    kill_when(lambda: metrics.exists() and '"step": 4' in metrics.read_text(), process)
+    metrics, refused = workdir / "metrics.jsonl", []
+
+    def has_come_far():
+        if not refused and (workdir / "config.json").exists():
+            with pytest.raises(InputError, match="another process works in it") as caught:
+                train(build_run_config(run_tree(tiny_llama)), workdir)
+            refused.append(caught)
+        return metrics.exists() and '"step": 4' in metrics.read_text()
+
+    kill_when(has_come_far, process)
+    assert refused
     assert not (workdir / "results.json").exists()
     checkpoints = Checkpoints(workdir)
     assert checkpoints.latest() == 3
