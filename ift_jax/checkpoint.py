@@ -257,12 +257,12 @@ def load_workdir_adapter(
         raise InputError(f"{workdir}: this run trained all weights; give it as the model itself")
     if not any_base:
         _check_base(workdir, run.model.path, model)
-        here = stored_kind(model.params)
-        there = run.model.quantize, run.model.quantize_group
-        if here != there and (here[0] != "none" or there[0] != "none"):
+        here = _in_words(*stored_kind(model.params))
+        there = _in_words(run.model.quantize, run.model.quantize_group)
+        if here != there:
             print(
-                f"{workdir}: its adapter was trained beside weights stored as {_in_words(*there)}, "
-                f"here they are {_in_words(*here)} (quantize): logits are not those of its run",
+                f"{workdir}: its adapter was trained beside weights stored as {there}, here they "
+                f"are {here} (quantize): logits are not those of its run",
                 file=sys.stderr,
             )
     checkpoints = Checkpoints(workdir)

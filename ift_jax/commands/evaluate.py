@@ -12,6 +12,7 @@ With --predictions=P.jsonl it also keeps what the model answered to every item.
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,14 +68,7 @@ def main(_: list[str]) -> None:
         raise InputError(f"--predictions={_PREDICTIONS.value}: is the file of --output, too")
     if _SPLIT.value not in SPLITS:
         raise InputError(f"--split={_SPLIT.value}: expected one of {', '.join(SPLITS)}")
-    try:
-        shots = [int(count) for count in _SHOTS.value]
-    except ValueError:
-        raise InputError(f"--shots={','.join(_SHOTS.value)}: expected numbers") from None
-    if min(shots, default=0) < 0 or len(set(shots)) < len(shots):
-        raise InputError(
-            f"--shots={','.join(_SHOTS.value)}: expected different numbers of 0 or more"
-        )
+    shots = _shots()
     adapters = [adapter for adapter in _ADAPTER.value if adapter]
     if len(set(adapters)) < len(adapters):
         raise InputError(f"--adapter={','.join(adapters)}: names one twice")
@@ -89,7 +83,6 @@ def main(_: list[str]) -> None:
     from ift_jax.model_config import is_workdir, locate
     from ift_jax.report.table import results_table
     from ift_jax.sharding import make_mesh
-    from ift_jax.train.selection import chosen_of
     from ift_jax.vocabulary import format_of
 
     folder = locate(path)
@@ -99,15 +92,8 @@ def main(_: list[str]) -> None:
     check_share(share, "--interpolate")
     if share < 1 and not is_run:
         raise InputError(f"--interpolate={share}: {path} is no workdir, so it has no base")
-    written: dict[str, Any] = {"split": _SPLIT.value}
-    runs = {_NAME.value or "tuned": folder} if is_run else {}
-    runs |= {one: found for one in adapters if is_workdir(found := Path(one).expanduser())}
-    chosen = {one: chosen_of(found).to_json() for one, found in runs.items()}
-    if len(chosen) == 1:
-        written["chosen"] = next(iter(chosen.values()))
-    elif chosen:
-        written["chosen_by_run"] = chosen
-    if chosen and _SPLIT.value == "test":
+    written = {"split": _SPLIT.value, **_chosen([path, *adapters])}
+    if len(written) > 1 and _SPLIT.value == "test":
         print(
             "scoring the test split; choose between models by --split=validation", file=sys.stderr
         )
@@ -151,6 +137,30 @@ def main(_: list[str]) -> None:
     written = {"rows": rows + scored, **written}
     output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print(results_table(shown))
+
+
+def _shots() -> list[int]:
+    """The numbers that --shots asks for. Raises InputError for others."""
+    given = f"--shots={','.join(_SHOTS.value)}"
+    try:
+        shots = [int(count) for count in _SHOTS.value]
+    except ValueError:
+        raise InputError(f"{given}: expected numbers") from None
+    if min(shots, default=0) < 0 or len(set(shots)) < len(shots):
+        raise InputError(f"{given}: expected different numbers of 0 or more")
+    return shots
+
+
+def _chosen(paths: Sequence[str]) -> dict[str, Any]:
+    """Which steps are scored of those paths that are workdirs, and why, for the output."""
+    from ift_jax.model_config import is_workdir
+    from ift_jax.train.selection import chosen_of
+
+    folders = {path: Path(path).expanduser() for path in paths}
+    chosen = {path: chosen_of(one).to_json() for path, one in folders.items() if is_workdir(one)}
+    if len(chosen) == 1:
+        return {"chosen": next(iter(chosen.values()))}
+    return {"chosen_by_run": chosen} if chosen else {}
 
 
 def _models(

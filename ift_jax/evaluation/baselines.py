@@ -9,7 +9,7 @@ from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
 from ift_jax.evaluation.frames import template_frames, without_frame
 from ift_jax.evaluation.intervals import Score
-from ift_jax.evaluation.metrics import METRICS, item_counts, score
+from ift_jax.evaluation.metrics import METRICS, generates, item_counts, score
 from ift_jax.evaluation.predictions import Prediction
 
 # A fixed answer has no likelihood to divide or calibrate: it scores the same under all three.
@@ -53,7 +53,7 @@ def majority_scores(
         Prediction(e.completion, ranked=g, generated=g, references=r)
         for e, g, r in zip(items, given, references, strict=True)
     ]
-    used = [(m, _BY_LABEL.get(m, m)) for m in metrics if m in _BY_LABEL or _generates(m)]
+    used = [(m, _BY_LABEL.get(m, m)) for m in metrics if m in _BY_LABEL or generates(m)]
     return [(metric, score(same, [predictions])) for metric, same in used]
 
 
@@ -86,7 +86,7 @@ def copy_scores(
     ]
     if len(predictions) < len(items):
         return []
-    return [(metric, score(metric, [predictions])) for metric in metrics if _generates(metric)]
+    return [(metric, score(metric, [predictions])) for metric in metrics if generates(metric)]
 
 
 def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
@@ -99,21 +99,20 @@ def random_scores(items: Sequence[Example], metrics: Sequence[str]) -> Named:
     found = {metric: value for metric in metrics if metric in _BY_CHANCE}
     for metric in metrics:
         by_label = metric in ("macro_f1", "mcc")
-        if metric not in found and (by_label or _generates(metric)):
-            count, known = METRICS[metric].items, METRICS[metric].value
-            found[metric] = float(
-                np.mean(
-                    [
-                        known(item_counts(count, [run]).sum(axis=1))
-                        for run in _drawn(items, _DRAWS if by_label else _TEXT_DRAWS)
-                    ]
-                )
-            )
+        if metric not in found and (by_label or generates(metric)):
+            draws = _drawn(items, _DRAWS if by_label else _TEXT_DRAWS)
+            found[metric] = float(np.mean([_value(metric, run) for run in draws]))
     return [
         (metric, Score(found[metric], found[metric], found[metric]))
         for metric in metrics
         if metric in found
     ]
+
+
+def _value(metric: str, run: Sequence[Prediction]) -> float:
+    """The metric over one run, without an interval."""
+    counts = item_counts(METRICS[metric].items, [run])
+    return float(METRICS[metric].value(counts.sum(axis=1))[0])
 
 
 def _drawn(items: Sequence[Example], count: int) -> Iterator[list[Prediction]]:
@@ -126,7 +125,3 @@ def _drawn(items: Sequence[Example], count: int) -> Iterator[list[Prediction]]:
             Prediction(e.completion, ranked=g, generated=g)
             for e, g in zip(items, given, strict=True)
         ]
-
-
-def _generates(metric: str) -> bool:
-    return METRICS[metric].needs == "generated"

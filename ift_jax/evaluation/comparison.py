@@ -18,6 +18,7 @@ from ift_jax.evaluation.metrics import (
     check_metrics,
     check_packages,
     check_references,
+    generates,
     item_counts,
 )
 from ift_jax.evaluation.predictions import Line, Prediction, read_lines
@@ -148,7 +149,7 @@ def check_same_items(metric: str, where: str, first: Runs, second: Runs) -> None
 def _holds(runs: Runs, need: str) -> bool:
     """Whether all predictions have what a metric reads."""
     if need == "generated":
-        return any(METRICS[metric].needs == "generated" for metric in runs.metrics)
+        return any(map(generates, runs.metrics))
     read = {"ranked": "scores", "calibrated": "neutral_scores", "reference": "num_tokens"}[need]
     return all(bool(getattr(p, read)) for run in runs.predictions for p in run)
 

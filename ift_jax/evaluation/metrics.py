@@ -164,6 +164,11 @@ def item_counts(
     return flat.reshape(len(runs), len(runs[0]), -1)
 
 
+def generates(name: str) -> bool:
+    """Whether a metric reads generated text."""
+    return METRICS[name].needs == "generated"
+
+
 def _score(counts: NDArray[np.float64], metric: Metric) -> Score:
     if metric.is_share:  # of several runs that of their mean, as if it were of one
         return share(*counts.sum(axis=1).mean(axis=0).tolist())

@@ -260,8 +260,8 @@ def one_a_prompt(
         if number == len(items):
             items.append(example)
             answers.append([])
-        right = (example.completion, *example.references)
-        answers[number] += [a for a in dict.fromkeys(right) if a not in answers[number]]
+        right = dict.fromkeys(example.references or (example.completion,))
+        answers[number] += [a for a in right if a not in answers[number]]
     size = max_items or len(items)
     return items[:size], [tuple(a) if len(a) > 1 else () for a in answers[:size]]
 

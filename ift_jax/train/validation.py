@@ -19,7 +19,7 @@ from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 from ift_jax.evaluation.answers import num_new_tokens
-from ift_jax.evaluation.metrics import METRICS
+from ift_jax.evaluation.metrics import METRICS, generates
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.shots import ask
 from ift_jax.evaluation.tasks import (
@@ -159,7 +159,7 @@ def _scoring(config: RunConfig, data: DataSet, task: TaskData) -> Scoring:
     usable = (
         m
         for m in asked
-        if m != "loss" and (ranks or not _ranks(m)) and (answers or not _generates(m))
+        if m != "loss" and (ranks or not _ranks(m)) and (answers or not generates(m))
     )
     evaluation = dataclasses.replace(
         config.evaluation, metrics=tuple(usable) if asked else own, max_items=0
@@ -169,10 +169,6 @@ def _scoring(config: RunConfig, data: DataSet, task: TaskData) -> Scoring:
 
 def _ranks(metric: str) -> bool:
     return METRICS[metric].needs in ("ranked", "calibrated")
-
-
-def _generates(metric: str) -> bool:
-    return METRICS[metric].needs == "generated"
 
 
 def _check_selection(config: RunConfig, validated: bool, selecting: Sequence[str]) -> None:

@@ -91,12 +91,16 @@ def test_an_adapter_is_given_by_folder_or_workdir(place, tiny_llama):
         "--config.model.quantize=nf4", "--config.model.quantize_group=16", "--output=scores.json",
     )  # fmt: skip
     assert outcome.status == 0, outcome.stderr
+    scored, results = (
+        json.loads((place.path / file).read_text()) for file in ("scores.json", "w/results.json")
+    )
     found = [
-        [row for row in json.loads((place.path / file).read_text())["rows"]
-         if row["model"] == "tuned" and "class" not in row]
-        for file in ("scores.json", "w/results.json")
-    ]  # fmt: skip
+        [row for row in one["rows"] if row["model"] == "tuned" and "class" not in row]
+        for one in (scored, results)
+    ]
     assert found[0] == found[1] != []
+    assert scored["chosen"] == results["chosen"]
+    assert "choose between models by --split=validation" in outcome.stderr
     load_pretrained(tiny_llama).load_adapter(place.path / "w").save_adapter(place.path / "a")
     arguments = [f"--model={tiny_llama}", "--adapter=a", "--prompt=Hello", "--max_new_tokens=4"]
     outcome = place.run("generate", *arguments)
