@@ -18,7 +18,11 @@ scores, so the first command, with one seed and a curve over 50 to 1,000 example
 half to two hours. Each further command goes on from the one before, in the same folder, and adds to
 it: DoRA, IA3 and QLoRA beside LoRA; KL and L2-SP to stage 1; three seeds, 4,000 examples and more
 points on the way back to stage 1, which is a night's work (with --config.study.seeds=0 the first
-seed of it alone). A seed decides the order of examples and what an adapter starts from; examples
+seed of it alone). Names choose some runs of the last, with one seed:
+
+    IFT_JAX_DATA=data ift study --config=study:stage1,single,lora,dora --workdir=runs/adapters
+
+A seed decides the order of examples and what an adapter starts from; examples
 and items are the same for all. configs/methods.py compares all PEFT methods on fewer tasks.
 
 Items: 250 ratings (a score of 50 % has an interval of 44 to 56), 100 of each probe (40 to 60), but
@@ -172,26 +176,9 @@ _MORE = {
 }
 
 
-def get_config(extent="short"):
-    if extent not in _MORE:
-        raise InputError(
-            f"--config=study:{extent}: expected study, study:peft, study:remedies or study:full"
-        )
-    config = default_config()
-    config.data.tasks = _tasks()
-    config.data.max_length = 160
-    config.data.on_too_long = "truncate"
-    config.data.max_rejected = 0.9  # 67 of 77 intents
-    config.train.batch_size = 8
-    config.train.eval_metrics = ("loss",)
-    config.train.eval_every = 50
-    config.optimizer.peak_lr = 2e-4
-    config.evaluation.shots = (0, 1, 5)
-    # Text of other kinds than what is learned: it tells how far a model has moved.
-    config.neutral.source = f"{_FOLDER}/dolly_short/dolly_short_6400.jsonl.gz"
-    config.neutral.column = "response"
+def _runs(extent):
     sizes = (50, 100, 250, 500, 1000)
-    config.study.runs = (
+    return (
         {"name": "stage1", "tasks": _PROBES},
         {
             "name": "single",
@@ -210,6 +197,34 @@ def get_config(extent="short"):
         },
         *_MORE[extent],
     )
+
+
+def _chosen(names):
+    runs = {run["name"]: run for run in _runs("full")}
+    for name in names:
+        if name not in runs:
+            raise InputError(
+                f"--config=study:{','.join(names)}: expected study, study:peft, study:remedies, "
+                f"study:full, or names of runs: {', '.join(runs)}"
+            )
+    return tuple(run for name, run in runs.items() if name in names)
+
+
+def get_config(extent="short"):
+    config = default_config()
+    config.data.tasks = _tasks()
+    config.data.max_length = 160
+    config.data.on_too_long = "truncate"
+    config.data.max_rejected = 0.9  # 67 of 77 intents
+    config.train.batch_size = 8
+    config.train.eval_metrics = ("loss",)
+    config.train.eval_every = 50
+    config.optimizer.peak_lr = 2e-4
+    config.evaluation.shots = (0, 1, 5)
+    # Text of other kinds than what is learned: it tells how far a model has moved.
+    config.neutral.source = f"{_FOLDER}/dolly_short/dolly_short_6400.jsonl.gz"
+    config.neutral.column = "response"
+    config.study.runs = _runs(extent) if extent in _MORE else _chosen(extent.split(","))
     if extent == "full":
         config.study.seeds = (0, 1, 2)
     return config

@@ -56,3 +56,9 @@ def test_the_larger_studies_go_on_from_the_short_one(tmp_path):
     }  # fmt: skip
     assert all(larger[1][key] == config for key, config in larger[0].items())
     assert all(larger[2][key] == config for key, config in larger[1].items())
+    some = make_plan(shipped("study:ia3,stage1"), tmp_path)
+    assert [planned.key for planned in some] == ["stage1-seed0", "ia3-seed0"]
+    assert all(larger[2][planned.key] == planned.config for planned in some)
+    named = "study:stage1,sinlge: expected study, .* or names of runs: stage1, single"
+    with pytest.raises(InputError, match=named):
+        shipped("study:stage1,sinlge")
