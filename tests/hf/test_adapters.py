@@ -10,9 +10,10 @@ import numpy as np
 import peft
 import pytest
 import torch
-from torch_reference import save_variant, torch_logits, torch_model
+from torch_reference import save_variant, torch_greedy, torch_logits, torch_model
 
 from ift_jax.errors import InputError
+from ift_jax.evaluation.generation import Sampling, generate
 from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
@@ -35,15 +36,36 @@ def made_by_peft(base_folder, config, target):
     return own_logits(model)
 
 
-def read_by_peft(base_folder, folder):
+def loaded_by_peft(base_folder, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return own_logits(peft.PeftModel.from_pretrained(torch_model(base_folder), folder).eval())
+        return peft.PeftModel.from_pretrained(torch_model(base_folder), folder).eval()
+
+
+def read_by_peft(base_folder, folder):
+    return own_logits(loaded_by_peft(base_folder, folder))
 
 
 def own_logits(model):
     """Logits of the tokens themselves: those of virtual positions in front are cut off."""
     return torch_logits(model, IDS)[:, -IDS.shape[1] :]
+
+
+def greedy(model, prompt, max_new_tokens, stop_id):
+    """What peft generates, or for virtual tokens what it would by its logits.
+
+    With their cache, transformers 5 and peft 0.21 generate other tokens behind virtual ones than
+    the logits of the same model say.
+    """
+    if not model.active_peft_config.is_prompt_learning:
+        return torch_greedy(model, [prompt], max_new_tokens, (stop_id,))[0]
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_new_tokens:
+        token = int(torch_logits(model, np.array([ids]))[0, -1].argmax())
+        if token == stop_id:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
 
 
 def shaken(model):
@@ -120,6 +142,40 @@ def test_adapters_of_peft_load_and_return(tiny_llama, base, tmp_path, name):
     assert_close(read_by_peft(tiny_llama, tmp_path / "ours"), expected, base)
     again = load_pretrained(tiny_llama).load_adapter(tmp_path / "ours")
     np.testing.assert_allclose(again.logits(IDS), model.logits(IDS), atol=1e-5)
+
+
+EACH_METHOD = ("lora", "with rows of tokens", "dora", "vera", "ia3", "prompt", "prefix")
+
+
+@pytest.mark.parametrize("name", EACH_METHOD)
+def test_what_peft_generates_is_generated_here(tiny_llama, base, tmp_path, name):
+    made_by_peft(tiny_llama, CONFIGS[name], tmp_path / "theirs")
+    model = load_pretrained(tiny_llama).load_adapter(tmp_path / "theirs")
+    theirs = loaded_by_peft(tiny_llama, tmp_path / "theirs")
+    prompts = [np.random.default_rng(n).integers(2, 258, n).astype(np.int32) for n in (3, 9, 20)]
+    sampling = Sampling(max_new_tokens=12)
+    ours, plain = (
+        generate(one.structure, one.params, prompts, sampling, stop_ids=[1])
+        for one in (model, base)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [greedy(theirs, prompt, 12, stop_id=1) for prompt in prompts]
+    assert [list(tokens) for tokens in ours] == expected
+    assert [list(tokens) for tokens in plain] != expected
+
+
+@pytest.mark.parametrize("name", EACH_METHOD)
+def test_bfloat16_logits_are_as_near_as_those_of_peft(tiny_llama, base, tmp_path, name):
+    """Against those in float32: both round, neither may be further away than rounding takes it."""
+    exact = made_by_peft(tiny_llama, CONFIGS[name], tmp_path / "theirs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = own_logits(loaded_by_peft(tiny_llama, tmp_path / "theirs").bfloat16())
+    half = load_pretrained(tiny_llama, dtype="bfloat16", param_dtype="bfloat16")
+    ours = np.asarray(half.load_adapter(tmp_path / "theirs").logits(IDS), np.float32)
+    errors = [float(np.sqrt(np.mean((x - exact) ** 2))) for x in (ours, theirs)]
+    assert 0 < errors[0] <= 1.5 * errors[1]
 
 
 OURS = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from ift_jax.config import build_run_config
 from ift_jax.errors import InputError
 from ift_jax.pretrained import load_configured, load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
-from ift_jax.train.run import check_run, train
+from ift_jax.train.run import check_run, train, tune
 
 
 def run_config(model, **peft):
@@ -34,6 +35,22 @@ def run_config(model, **peft):
     )
 
 
+@contextmanager
+def stopping_after(step):
+    """A run that begins inside stops when it has saved that step."""
+
+    def save_and_stop(self, state, score, frozen):
+        save(self, state, score, frozen)
+        if int(state.step) == step:
+            raise KeyboardInterrupt
+
+    save = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 METHODS = {
     "pissa": {"dropout": 0.2, "init": "pissa"},
     "vera": {"method": "vera", "rank": 8, "dropout": 0.2},  # whose matrices all layers share
@@ -47,16 +64,8 @@ def stopped(request, tiny_llama, tmp_path_factory):
     whole, stopped = (tmp_path_factory.mktemp("lora") / name for name in ("whole", "stopped"))
     rows = train(config, whole)
 
-    def stop_after_two(self, state, score, frozen):
-        save(self, state, score, frozen)
-        if int(state.step) == 2:
-            raise KeyboardInterrupt
-
-    save = Checkpoints.save
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, stopped)
+    with stopping_after(2):
+        train(config, stopped)
     assert train(config, stopped) == rows
     return whole, stopped
 
@@ -71,6 +80,42 @@ def test_a_run_stopped_with_dropout_goes_on_as_if_it_had_not(stopped):
     for name in ("adapter", "adapter_frozen"):
         for x, y in zip(*(jax.tree.leaves(m.params[name]) for m in models), strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+OTHERS = {
+    "qlora": ({"method": "lora", "dropout": 0.2}, {"quantize": "nf4", "quantize_group": 16}),
+    "dora": ({"method": "dora"}, {}),
+    "a part of an array": (
+        {"method": "selective", "rank": 16, "targets": ["v_proj"], "layers": [1]}, {},
+    ),
+    "rows of new tokens": ({"method": "lora", "token_rows": ["<new>"]}, {"new_tokens": ("<new>",)}),
+    "prompt": ({"method": "prompt", "rank": 16, "prompt_text": "How many stars?"}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_of_any_method_goes_on_as_if_it_had_not_stopped(tiny_llama, tmp_path, name):
+    method, model = OTHERS[name]
+    config = run_config(tiny_llama, **method)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **model),
+        train=dataclasses.replace(config.train, num_steps=2, eval_every=1, num_samples=0),
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        start = load_configured(config.model, mesh).adapt(config.peft).params["adapter"]
+        trained = tune(config, whole, mesh).model.params["adapter"]
+        with stopping_after(1):
+            tune(config, stopped, mesh)
+        tune(config, stopped, mesh)
+    loaded = load_workdir(stopped, which="latest").params["adapter"]
+    moved = []
+    for x, y, z in zip(*map(jax.tree.leaves, (loaded, trained, start)), strict=True):
+        np.testing.assert_array_equal(x, y)
+        moved.append(not np.array_equal(x, z))
+    assert all(moved)
 
 
 def test_a_checkpoint_is_as_large_as_the_adapter(stopped, tiny_llama):
