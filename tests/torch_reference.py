@@ -40,14 +40,11 @@ def torch_model(folder: Path | str, **options: Any) -> Any:
 def torch_logits(model: Any, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Logits of transformers, [B, S, V]."""
     with torch.no_grad():
-        return (
-            model(
-                torch.tensor(ids, dtype=torch.long),
-                attention_mask=None if mask is None else torch.tensor(mask, dtype=torch.long),
-            )
-            .logits.float()
-            .numpy()
+        out = model(
+            torch.tensor(ids, dtype=torch.long),
+            attention_mask=None if mask is None else torch.tensor(mask, dtype=torch.long),
         )
+        return out.logits.float().numpy()
 
 
 def torch_greedy(
