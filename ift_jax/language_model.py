@@ -458,7 +458,7 @@ class LanguageModel:
 
         Args:
             base_model: what the folder says it adapts: a hub id, or a path.
-            dtype: of the saved arrays.
+            dtype: of the saved arrays, but gains of DoRA and IA3, which stay float32.
 
         Raises:
             InputError: for a model without adapter or with one of a method that peft has no
@@ -506,6 +506,9 @@ class LanguageModel:
 
     def unmerged(self, path: str | Path) -> "LanguageModel":
         """The model with an adapter, which was merged in, taken out of its weights again.
+
+        Nothing tells from weights whether it was; the result is the base as far as the dtype
+        of the weights kept what the merge added.
 
         Args:
             path: as for `load_adapter`.

@@ -1,5 +1,6 @@
 """Tokens added to a model: what it says of the others stays, and adapters that train them."""
 
+import copy
 import json
 import shutil
 import warnings
@@ -162,12 +163,28 @@ def test_a_whole_table_that_peft_trained_with_more_tokens_loads(folder, tmp_path
         np.testing.assert_allclose(model.logits(ids), expected, rtol=1e-3, atol=3e-4)
 
 
-@pytest.fixture(scope="module", params=[None, [258, 259]], ids=["no rows", "rows"])
-def resized(request, folder, tmp_path_factory):
-    """A LoRA of peft on a base that was resized, with the base's tables beside it; and logits.
+def lora_with(rows):
+    return peft.LoraConfig(
+        r=2, target_modules=["q_proj"], init_lora_weights=False, trainable_token_indices=rows
+    )
 
-    With or without rows of the new tokens that are trained.
-    """
+
+RESIZED = {
+    "lora": lora_with(None),
+    "lora and rows of the new tokens": lora_with([258, 259]),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+def behind_virtual(model, ids):
+    """Logits of the tokens themselves."""
+    return torch_logits(model, ids)[:, -ids.shape[1] :]
+
+
+@pytest.fixture(scope="module", params=RESIZED)
+def resized(request, folder, tmp_path_factory):
+    """An adapter of peft on a resized base, with the base's tables beside it; and logits."""
     path = tmp_path_factory.mktemp("resized")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(list(TOKENS))
@@ -178,15 +195,11 @@ def resized(request, folder, tmp_path_factory):
         with torch.no_grad():  # whatever became of the tables, what the folder holds counts
             for table in (reference.get_input_embeddings(), reference.get_output_embeddings()):
                 table.weight += 0.05 * torch.randn(table.weight.shape)
-        config = peft.LoraConfig(
-            r=2, target_modules=["q_proj"], init_lora_weights=False,
-            trainable_token_indices=request.param,
-        )  # fmt: skip
-        theirs = peft.get_peft_model(reference, config).eval()
+        theirs = peft.get_peft_model(reference, copy.deepcopy(RESIZED[request.param])).eval()
         theirs.save_pretrained(path)
     tokenizer.save_pretrained(path)
     ids = np.concatenate([IDS, [[258], [259]]], axis=1)
-    return path, ids, torch_logits(theirs, ids)
+    return path, ids, behind_virtual(theirs, ids)
 
 
 def test_tables_that_peft_saved_beside_an_adapter_take_the_place_of_the_base_s(
@@ -195,7 +208,7 @@ def test_tables_that_peft_saved_beside_an_adapter_take_the_place_of_the_base_s(
     path, ids, expected = resized
     model = load_pretrained(folder).load_adapter(path)
     np.testing.assert_allclose(model.logits(ids), expected, rtol=1e-3, atol=3e-4)
-    assert not model.structure.adapter.whole  # the adapter is the LoRA alone
+    assert not model.structure.adapter.whole  # the tables are not a part of the adapter
     # Saved again, it is as complete: for us beside the base, for peft beside the resized one.
     model.save_adapter(tmp_path / "again", base_model=str(folder))
     again = load_pretrained(folder).load_adapter(tmp_path / "again")
@@ -205,7 +218,7 @@ def test_tables_that_peft_saved_beside_an_adapter_take_the_place_of_the_base_s(
         warnings.simplefilter("ignore")
         reference.resize_token_embeddings(260)
         theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "again").eval()
-    np.testing.assert_allclose(torch_logits(theirs, ids), expected, rtol=1e-3, atol=3e-4)
+    np.testing.assert_allclose(behind_virtual(theirs, ids), expected, rtol=1e-3, atol=3e-4)
     mesh = make_mesh(MeshConfig(data=4, tensor=2))
     with jax.set_mesh(mesh):
         meshed = load_pretrained(folder, mesh=mesh).load_adapter(path)

@@ -1,5 +1,6 @@
 """The flag --config: a Python file, or the name of a config that ships with ift_jax."""
 
+import ast
 import re
 import runpy
 import sys
@@ -22,6 +23,7 @@ FOLDERS = (_HERE.parents[1] / "configs", _HERE.parents[2] / "configs")
 
 _CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+_PUNCTUATION = re.compile(r"[\\()\[\]{}'\"]")  # a comma beside it may be part of a pattern or text
 _PARSERS: dict[Any, tuple[flags.ArgumentParser, str]] = {
     int: (flags.IntegerParser(), "a whole number"),
     float: (flags.FloatParser(), "a number"),
@@ -85,7 +87,7 @@ def config_arguments(argv: Sequence[str]) -> list[str]:
             config = f"--config={config_file(name)}"
             continue
         if match := _OVERRIDE.fullmatch(argument):
-            _check_override(*match.groups())
+            argument = _checked_override(argument, *match.groups())
             overrides = True
         others.append(argument)
     if overrides and not config:
@@ -186,12 +188,32 @@ def _missing() -> InputError:
     return InputError(f"--config is missing; name a file or one of {', '.join(known_configs())}")
 
 
-def _check_override(negated: str | None, name: str, value: str | None) -> None:
+def _checked_override(argument: str, negated: str | None, name: str, value: str | None) -> str:
+    """The override, if its value is of the field's type; a list of texts as a tuple.
+
+    Example:
+        >>> _checked_override("--config.peft.targets=a,b", None, "peft.targets", "a,b")
+        "--config.peft.targets=('a', 'b')"
+    """
     kind = field_type(name)
-    if value is None or negated or kind not in _PARSERS:
-        return
-    parser, expected = _PARSERS[kind]
+    if value is None or negated:
+        return argument
+    if kind == tuple[str, ...] and "," in value and not _is_literal(value):
+        if _PUNCTUATION.search(value):
+            raise InputError(f"""config.{name}: expected texts as in ("a","b"), got {value!r}""")
+        return f"--config.{name}={tuple(part.strip() for part in value.split(','))}"
+    if kind in _PARSERS:
+        parser, expected = _PARSERS[kind]
+        try:
+            parser.parse(value)
+        except (TypeError, ValueError):
+            raise InputError(f"config.{name}: expected {expected}, got {value!r}") from None
+    return argument
+
+
+def _is_literal(value: str) -> bool:
     try:
-        parser.parse(value)
-    except (TypeError, ValueError):
-        raise InputError(f"config.{name}: expected {expected}, got {value!r}") from None
+        ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return False
+    return True

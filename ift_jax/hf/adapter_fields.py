@@ -290,7 +290,8 @@ def _read_lora(fields: Fields, host: Host, where: str) -> Plan:
     """LoRA or DoRA.
 
     peft may give layers ranks and alphas of their own. We hold one rank, the largest, filled up
-    with zeros, and one scaling; what differs goes into B.
+    with zeros, and one scaling; the root of what differs goes into A and into B, so that
+    `mixing.weighted` adds up what peft adds up.
     """
     sites, whole = places(fields, host, where)
     root = fields.get("use_rslora", False)

@@ -41,6 +41,7 @@ def places(fields: Fields, host: Host, where: str) -> tuple[tuple[Site, ...], tu
         passed.append(compiled(left_out, "exclude_modules", where))
     else:
         passed += [re.compile(rf"(.*\.)?{re.escape(name)}") for name in left_out]
+    _check_tables(fields, host, passed, where)
     sites = []
     for site in _chosen(fields, tuple(s for s in host.tensors if s.is_linear), where):
         layers = tuple(
@@ -61,6 +62,25 @@ def places(fields: Fields, host: Host, where: str) -> tuple[tuple[Site, ...], tu
             f"{where}: modules_to_save={asked!r} trains {min(both)} whole, which has an adapter"
         )
     return tuple(sites), whole
+
+
+def _check_tables(
+    fields: Fields, host: Host, passed: Sequence[re.Pattern[str]], where: str
+) -> None:
+    """Refuses adapters at the embedding or at the output matrix, which "all-linear" leaves out."""
+    targets = fields.get("target_modules")
+    if isinstance(targets, list):
+        texts = [rf"(.*\.)?{re.escape(name)}" for name in targets if isinstance(name, str)]
+    else:
+        texts = [targets] if isinstance(targets, str) and targets != "all-linear" else []
+    patterns = [compiled(text, "target_modules", where) for text in texts]
+    for name in (*(site.name for site in host.tensors if is_table(site)), *host.tied):
+        asked = any(pattern.fullmatch(name) for pattern in patterns)
+        if asked and not any(pattern.fullmatch(name) for pattern in passed):
+            raise InputError(
+                f"{where}: target_modules={targets!r} names {name}; an adapter at embedding or "
+                "output matrix is not supported: train it without, or with modules_to_save"
+            )
 
 
 def _saved(fields: Fields, host: Host, where: str) -> tuple[Site, ...]:

@@ -19,6 +19,8 @@ from ift_jax.peft.sites import Site
 Tree = dict[str, Any]
 
 PREFIX = "base_model.model."
+PREFIX_OF_VIRTUAL = "base_model."  # virtual tokens need no wrapper around the model's layers
+GAINS = ("lora_magnitude_vector", "ia3_l")
 
 
 class Entry(NamedTuple):

@@ -6,6 +6,7 @@
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -20,7 +21,15 @@ from ift_jax.errors import InputError
 from ift_jax.hf import folder
 from ift_jax.hf.adapter_fields import read_plan, written_fields
 from ift_jax.hf.adapter_places import Host
-from ift_jax.hf.adapter_tensors import PREFIX, Entry, entries, joined, projections
+from ift_jax.hf.adapter_tensors import (
+    GAINS,
+    PREFIX,
+    PREFIX_OF_VIRTUAL,
+    Entry,
+    entries,
+    joined,
+    projections,
+)
 from ift_jax.hf.weights import StoredTensor
 from ift_jax.peft.adapter import FROZEN, TRAINED, Adapter
 from ift_jax.peft.mixing import without_start
@@ -91,8 +100,9 @@ def read_adapter(path: Path, host: Host) -> Read:
     for site in adapter.sites:
         for row, name in enumerate(site.names()):
             if name in plan.scalings:
-                factor = plan.scalings[name] / adapter.config.scaling
-                arrays[TRAINED]["layers"][site.module]["b"][row] *= np.float32(factor)
+                root = math.sqrt(plan.scalings[name] / adapter.config.scaling)
+                for array in ("a", "b"):
+                    arrays[TRAINED]["layers"][site.module][array][row] *= np.float32(root)
     return Read(adapter, arrays, tables)
 
 
@@ -108,12 +118,13 @@ def _tables(
     trained |= set(host.tied) if any(s.path == "embedding" for s in adapter.whole) else set()
     made: dict[str, NDArray[np.float32]] = {}
     found: list[Entry] = []
+    prefix = _prefix(adapter)
     for path, names in _table_names(host).items():
         own = [
-            _table_name(name, beside_rows)
+            _table_name(name, beside_rows, prefix)
             for name in names
             for beside_rows in (False, True)
-            if name not in trained and _table_name(name, beside_rows) in tensors
+            if name not in trained and _table_name(name, beside_rows, prefix) in tensors
         ]
         if own:
             site = next(site for site in host.tensors if site.path == path)
@@ -137,9 +148,13 @@ def _table_names(host: Host) -> dict[str, list[str]]:
     }
 
 
-def _table_name(module: str, beside_rows: bool) -> str:
+def _prefix(adapter: Adapter) -> str:
+    return PREFIX_OF_VIRTUAL if adapter.num_virtual else PREFIX
+
+
+def _table_name(module: str, beside_rows: bool, prefix: str) -> str:
     """The tensor of a module's whole table; where some of its rows are trained, it lies deeper."""
-    return f"{PREFIX}{module}{'.token_adapter.base_layer' if beside_rows else ''}.weight"
+    return f"{prefix}{module}{'.token_adapter.base_layer' if beside_rows else ''}.weight"
 
 
 def _table_entries(names: Sequence[str], table: NDArray[Any]) -> list[Entry]:
@@ -175,7 +190,12 @@ def new_tokens(path: Path, tokenizer: Any, host: Host) -> NewTokens:
         return NewTokens(())
     stored = folder.open_file(path / _WEIGHTS)
     tables = [site for site in host.tensors if is_table(site)]
-    names = [_table_name(site.name, beside) for site in tables for beside in (False, True)]
+    names = [
+        _table_name(site.name, beside_rows, prefix)
+        for site in tables
+        for beside_rows in (False, True)
+        for prefix in (PREFIX, PREFIX_OF_VIRTUAL)
+    ]
     num_rows = max((stored[name].shape[0] for name in names if name in stored), default=0)
     asked = folder.read_json(config).get("trainable_token_indices") or []
     lists = asked.values() if isinstance(asked, dict) else [asked]
@@ -238,7 +258,8 @@ def write_adapter(
     Args:
         arrays: the adapter's branches, as `Adapter.init` gives them; others are left aside.
         host: the model that it stands beside.
-        dtype: of the saved arrays.
+        dtype: of the saved arrays, but for the few gains of DoRA and IA3: near 1, where they begin,
+            bfloat16 has no room for what they learned.
         base_model: what the folder says it adapts, a hub id or a path.
         tokenizer: saved beside it, if not None.
         tables: embedding and output matrix that are not those of the base model, by path.
@@ -259,10 +280,12 @@ def write_adapter(
     with_rows = {row.path for row in adapter.rows}
     for table, names in _table_names(host).items():
         if table in tables and table not in trained_whole:
-            named = [_table_name(name, table in with_rows) for name in names]
+            named = [_table_name(name, table in with_rows, _prefix(adapter)) for name in names]
             wanted += _table_entries(named, np.asarray(tables[table]))
     tensors = {
-        entry.name: np.ascontiguousarray(entry.stored().astype(jnp.dtype(dtype)))
+        entry.name: np.ascontiguousarray(
+            entry.stored().astype("float32" if entry.name.endswith(GAINS) else jnp.dtype(dtype))
+        )
         for entry in wanted
     }
     with folder.new_folder(path) as partial:

@@ -92,13 +92,25 @@ class PeftConfig:
             if getattr(self, name) not in choices:
                 raise _wrong(name, f"one of {', '.join(choices)}", getattr(self, name))
         for name in ("rank", "num_virtual_tokens"):
-            if getattr(self, name) < 1:
-                raise _wrong(name, "1 or more", getattr(self, name))
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise _wrong(name, "a whole number of 1 or more", value)
         for name in ("alpha", "b_lr_ratio"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise _wrong(name, "a positive number", getattr(self, name))
-        if not 0 <= self.dropout < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise _wrong(name, "a positive number", value)
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise _wrong("dropout", "0 or more and less than 1", self.dropout)
+        for name, kind, expected in (
+            ("targets", str, "a tuple of names"),
+            ("layers", int, "a tuple of numbers"),
+            ("modules_to_save", str, "a tuple of names"),
+            ("token_rows", str, "a tuple of tokens"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or any(type(one) is not kind for one in value):
+                raise _wrong(name, expected, value)
+            object.__setattr__(self, name, tuple(value))  # a list could not be hashed
         if any(number < 0 for number in self.layers) or len({*self.layers}) < len(self.layers):
             raise _wrong("layers", "different numbers of 0 or more", self.layers)
         if self.method == "selective" and not self.targets:

@@ -196,7 +196,8 @@ def test_the_config_may_come_last_and_after_a_space(place):
     [
         "--config.evaluation.shots=3", "--config.evaluation.shots=0,3", "--config.data.pack=false",
         "--noconfig.data.pack", "--config.optimizer.peak_lr=1", "--config.train.num_epochs=2",
-        "--config.data.tasks[0].metrics=accuracy",
+        "--config.data.tasks[0].metrics=accuracy", "--config.train.eval_metrics=loss,accuracy",
+        '--config.train.eval_metrics=("loss","accuracy")',
     ],
 )  # fmt: skip
 def test_overrides_of_every_type_are_taken(place, override):

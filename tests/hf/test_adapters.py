@@ -205,6 +205,24 @@ def test_adapters_made_here_load_in_peft(tiny_llama, base, tmp_path, config):
     assert_close(read_by_peft(tiny_llama, tmp_path / "a"), model.logits(IDS), base)
 
 
+@pytest.mark.parametrize("method", ["dora", "ia3"])
+def test_gains_near_one_outlast_an_export_in_bfloat16(tiny_llama, base, tmp_path, method):
+    model = base.adapt(PeftConfig(method=method))
+
+    def moved(path, x):
+        gain = path[-1].key in ("magnitude", "scale")
+        return x * (1 + 0.002 * np.sin(np.arange(x.size)).reshape(x.shape)) if gain else x
+
+    trained = jax.tree.map_with_path(moved, model.params["adapter"])
+    model = model.with_params({**model.params, "adapter": trained})
+    model.save_adapter(tmp_path / "a", dtype="bfloat16", base_model=str(tiny_llama))
+    start, expected = (np.asarray(one.logits(IDS)) for one in (base, model))
+    ours = load_pretrained(tiny_llama).load_adapter(tmp_path / "a").logits(IDS)
+    for found in (np.asarray(ours), read_by_peft(tiny_llama, tmp_path / "a")):
+        lost = np.abs(found - expected).mean() / np.abs(expected - start).mean()
+        assert lost < 0.05
+
+
 def test_a_folder_says_what_it_adapts(tiny_llama, base, tmp_path):
     model = shaken(base.adapt(PeftConfig(method="ia3")))
     model.save_adapter(tmp_path / "a", base_model=str(tiny_llama))
@@ -305,6 +323,8 @@ def folders(tiny_llama, tmp_path_factory, folder):
         ("lora", {"lora_gamma": 3}, "unknown field lora_gamma=3; it may change the logits"),
         ("lora", {"peft_type": "LOHA"}, "peft_type='LOHA' is not supported"),
         ("lora", {"target_modules": ["query"]}, "names no linear layer of this model"),
+        ("lora", {"target_modules": ["q_proj", "lm_head"]}, "names lm_head; an adapter at embed"),
+        ("lora", {"target_modules": ".*_proj|.*embed_tokens"}, "names model.embed_tokens; an ada"),
         ("lora", {"target_modules": ["q_proj", "v_proj"]}, "v_proj.lora_A.weight is missing"),
         ("lora", {"layers_to_transform": [0, 1]}, "layers.2.*q_proj.lora_A.weight is not part"),
         ("lora", {"layers_to_transform": [5]}, "layers_to_transform: 5 is not a layer; 0 to 2"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
+import torch
 from torch_peft import IDS, shaken
 from torch_reference import save_variant, torch_logits, torch_model
 
@@ -19,6 +20,15 @@ from ift_jax.peft.config import PeftConfig
 from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 
+# Layers of one adapter may have alphas of their own, and sums must weigh them as peft does.
+PATTERNS = {
+    "uneven": peft.LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"],
+                              alpha_pattern={"v_proj": 16, r"layers\.1\..*q_proj": 1}),
+    "whole": peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["model.norm"]),
+    "rows": peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[7]),
+    "dora": peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
+    "ia3": peft.IA3Config(modules_to_save=["model.norm"]),
+}  # fmt: skip
 ADAPTERS = {
     "small": {"rank": 2, "alpha": 8.0, "targets": ("q_proj", "down_proj")},
     "root": {"rank": 3, "rank_scaling": "sqrt", "alpha": 2.0, "layers": (0, 2)},
@@ -33,18 +43,32 @@ def base(tiny_llama):
 
 
 @pytest.fixture(scope="module")
-def folders(base, tmp_path_factory):
+def folders(base, tiny_llama, tmp_path_factory):
     """A folder per adapter."""
     folder = tmp_path_factory.mktemp("adapters")
     for number, (name, fields) in enumerate(ADAPTERS.items()):
         model = shaken(base.adapt(PeftConfig(method="lora", **fields)), seed=number)
         model.save_adapter(folder / name)
-    return {name: folder / name for name in ADAPTERS}
+    for name, config in PATTERNS.items():
+        saved_by_peft(tiny_llama, config, folder / name)
+    return {name: folder / name for name in (*ADAPTERS, *PATTERNS)}
+
+
+def saved_by_peft(base_folder, config, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(torch_model(base_folder), config)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def several(tiny_llama, folders):
-    return load_pretrained(tiny_llama).load_adapters(folders)
+    return load_pretrained(tiny_llama).load_adapters({name: folders[name] for name in ADAPTERS})
 
 
 def alone(tiny_llama, folders, name):
@@ -92,7 +116,8 @@ def test_rows_use_their_adapters_on_a_mesh(tiny_llama, folders, several):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     ids = np.random.default_rng(1).integers(2, 258, (4, 9))
     with jax.set_mesh(mesh):
-        model = load_pretrained(tiny_llama, mesh=mesh).load_adapters(folders)
+        model = load_pretrained(tiny_llama, mesh=mesh)
+        model.load_adapters({name: folders[name] for name in ADAPTERS})
         logits = model.logits(ids, adapters=NAMES[:4])
     np.testing.assert_allclose(logits, several.logits(ids, adapters=NAMES[:4]), atol=1e-4)
 
@@ -114,12 +139,35 @@ def test_names_are_checked(base, several, tmp_path, folders):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("whole", r"model\.norm is trained beside the adapter"),
+        ("rows", r"embed_tokens is trained beside the adapter"),
+        ("dora", "method 'dora' cannot be combined; only lora"),
+        ("ia3", r"model\.norm is trained beside the adapter"),
+    ],
+)
+def test_what_a_combination_would_drop_is_refused(base, folders, name, message):
+    def model():
+        return dataclasses.replace(base)
+
+    with pytest.raises(InputError, match=message):
+        model().load_adapters({"a": folders["small"], "b": folders[name]})
+    with pytest.raises(InputError, match=message):
+        model().load_weighted_adapters([folders["small"], folders[name]], [0.5, 0.5])
+    with pytest.raises(InputError, match=message):
+        model().load_weighted_adapters([folders[name], folders[name]], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
     ("names", "weights", "combination"),
     [
         (("small", "pissa", "equal"), (0.7, -0.4, 1.5), "cat"),
         (("small", "equal"), (0.7, -0.4), "linear"),
+        (("small", "uneven"), (0.7, 0.5), "linear"),
+        (("small", "uneven"), (0.7, 0.5), "cat"),
     ],
-    ids=["cat", "linear"],
+    ids=["cat", "linear", "linear of patterns", "cat of patterns"],
 )
 def test_weighted_sums_equal_those_of_peft(
     tiny_llama, folders, tmp_path, names, weights, combination
