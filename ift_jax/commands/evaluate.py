@@ -177,10 +177,21 @@ def _models(
     import copy
 
     from ift_jax.checkpoint import load_workdir
+    from ift_jax.config import read_run_config
     from ift_jax.model_config import locate
     from ift_jax.pretrained import load_pretrained
 
+    quantize = types.quantize
+    if is_run and quantize != "none":
+        own = read_run_config(locate(path)).model
+        if (own.quantize, own.quantize_group) == (quantize, types.quantize_group):
+            quantize = "none"  # its base is in these codes already
     if share < 1:
+        if quantize != "none":
+            raise InputError(
+                f"config.model.quantize={quantize!r}: --interpolate={share} scores the weights "
+                "that lie between, as they are; leave it at 'none'"
+            )
         model = load_workdir(
             locate(path), dtype=types.dtype, param_dtype=types.param_dtype, mesh=mesh, share=share
         )
@@ -189,7 +200,7 @@ def _models(
             path,
             dtype=types.dtype,
             param_dtype=types.param_dtype,
-            quantize="none" if is_run else types.quantize,  # a workdir knows its own
+            quantize=quantize,
             quantize_group=types.quantize_group,
             mesh=mesh,
         )

@@ -111,6 +111,33 @@ def test_an_adapter_is_given_by_folder_or_workdir(place, tiny_llama):
     assert [text] != base
 
 
+def test_what_a_run_made_is_scored_in_codes_where_the_config_asks(place):
+    train(place, "plain", "--config.peft.method=lora", "--config.peft.rank=2",
+          "--config.optimizer.peak_lr=0.1", "--config.optimizer.warmup_steps=0")  # fmt: skip
+    assert place.run("export", "--workdir=plain", "--output=p", "--merge_adapter").status == 0
+    command = ["evaluate", "--config=tiny.py", "--output=scores.json", "--split=validation"]
+    codes = ["--config.model.quantize=nf4", "--config.model.quantize_group=16"]
+
+    def perplexity(*arguments):
+        outcome = place.run(*command, "--config.evaluation.metrics=perplexity", *arguments)
+        assert outcome.status == 0, outcome.stderr
+        rows = json.loads((place.path / "scores.json").read_text())["rows"]
+        return next(row["value"] for row in rows if row["metric"] == "perplexity")
+
+    floats, coded, exported = (
+        perplexity(*arguments)
+        for arguments in (["--model=plain"], ["--model=plain", *codes], ["--model=p", *codes])
+    )
+    assert coded == pytest.approx(exported, rel=1e-3)
+    assert abs(coded / floats - 1) > 0.002
+    assert "to quantize its result otherwise" in place.refusal(
+        *command, "--model=w", "--config.model.quantize=int8"
+    )
+    assert "--interpolate=0.5 scores the weights that lie between" in place.refusal(
+        *command, "--model=plain", "--interpolate=0.5", *codes
+    )
+
+
 def test_several_adapters_are_scored_beside_one_base(place, tiny_llama):
     base = load_pretrained(tiny_llama)
     for name, rank in (("one", 2), ("two", 4)):
