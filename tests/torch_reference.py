@@ -1,7 +1,9 @@
 """What transformers says of the folders that our tests load: the reference for parity."""
 
+import copy
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,22 @@ def torch_greedy(
     )[:, size:].tolist()  # fmt: skip
     ends = [next((i for i, token in enumerate(row) if token in stop_ids), len(row)) for row in out]
     return [row[:end] for row, end in zip(out, ends, strict=True)]
+
+
+def saved_by_peft(base: Path, config: Any, target: Path) -> Any:
+    """A model with an adapter of peft that is not at its start, after peft saved that."""
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(torch_model(base), copy.deepcopy(config)).eval()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(target)
+    return model
 
 
 def edited(folder: Path, target: Path, *, drop: tuple[str, ...] = (), **fields: Any) -> Path:

@@ -40,7 +40,7 @@ def places(fields: Fields, host: Host, where: str) -> tuple[tuple[Site, ...], tu
     if isinstance(left_out, str):
         passed.append(compiled(left_out, "exclude_modules", where))
     else:
-        passed += [re.compile(rf"(.*\.)?{re.escape(name)}") for name in left_out]
+        passed += _ending_with(left_out)
     _check_tables(fields, host, passed, where)
     sites = []
     for site in _chosen(fields, tuple(s for s in host.tensors if s.is_linear), where):
@@ -64,16 +64,21 @@ def places(fields: Fields, host: Host, where: str) -> tuple[tuple[Site, ...], tu
     return tuple(sites), whole
 
 
+def _ending_with(names: Sequence[str]) -> list[re.Pattern[str]]:
+    """Patterns of modules that are named so, or whose last parts are."""
+    return [re.compile(rf"(.*\.)?{re.escape(name)}") for name in names]
+
+
 def _check_tables(
     fields: Fields, host: Host, passed: Sequence[re.Pattern[str]], where: str
 ) -> None:
     """Refuses adapters at the embedding or at the output matrix, which "all-linear" leaves out."""
     targets = fields.get("target_modules")
+    patterns = []
     if isinstance(targets, list):
-        texts = [rf"(.*\.)?{re.escape(name)}" for name in targets if isinstance(name, str)]
-    else:
-        texts = [targets] if isinstance(targets, str) and targets != "all-linear" else []
-    patterns = [compiled(text, "target_modules", where) for text in texts]
+        patterns = _ending_with([name for name in targets if isinstance(name, str)])
+    elif isinstance(targets, str) and targets != "all-linear":
+        patterns = [compiled(targets, "target_modules", where)]
     for name in (*(site.name for site in host.tensors if is_table(site)), *host.tied):
         asked = any(pattern.fullmatch(name) for pattern in patterns)
         if asked and not any(pattern.fullmatch(name) for pattern in passed):

@@ -1,6 +1,5 @@
 """Adapter folders: those of peft load here and ours in peft, with the same logits."""
 
-import copy
 import json
 import shutil
 import warnings
@@ -9,8 +8,13 @@ import jax
 import numpy as np
 import peft
 import pytest
-import torch
-from torch_reference import save_variant, torch_greedy, torch_logits, torch_model
+from torch_reference import (
+    save_variant,
+    saved_by_peft,
+    torch_greedy,
+    torch_logits,
+    torch_model,
+)
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import Sampling, generate
@@ -23,17 +27,8 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def made_by_peft(base_folder, config, target):
-    """A folder that peft saves, with an adapter that is not at its start; and its logits."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(torch_model(base_folder), copy.deepcopy(config)).eval()
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn_like(parameter)
-        model.save_pretrained(target)
-    return own_logits(model)
+    """Logits of an adapter that is not at its start, after peft saved it."""
+    return own_logits(saved_by_peft(base_folder, config, target))
 
 
 def loaded_by_peft(base_folder, folder):

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
-import torch
 from torch_peft import IDS, shaken
-from torch_reference import save_variant, torch_logits, torch_model
+from torch_reference import save_variant, saved_by_peft, torch_logits, torch_model
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation.scoring import Question, score_choices
@@ -52,18 +51,6 @@ def folders(base, tiny_llama, tmp_path_factory):
     for name, config in PATTERNS.items():
         saved_by_peft(tiny_llama, config, folder / name)
     return {name: folder / name for name in (*ADAPTERS, *PATTERNS)}
-
-
-def saved_by_peft(base_folder, config, folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(torch_model(base_folder), config)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn_like(parameter)
-        model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
