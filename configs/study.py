@@ -18,9 +18,10 @@ scores, so the first command, with one seed and a curve over 50 to 1,000 example
 half to two hours. Each further command goes on from the one before, in the same folder, and adds to
 it: DoRA, IA3 and QLoRA beside LoRA; KL and L2-SP to stage 1; three seeds, 4,000 examples and more
 points on the way back to stage 1, which is a night's work (with --config.study.seeds=0 the first
-seed of it alone). Names choose some runs of the last, with one seed:
+seed of it alone). Names choose some runs of the last, or sizes of its curve, with one seed:
 
     IFT_JAX_DATA=data ift study --config=study:stage1,single,lora,dora --workdir=runs/adapters
+    IFT_JAX_DATA=data ift study --config=study:curve-2000,curve-4000 --workdir=runs/curve
 
 A seed decides the order of examples and what an adapter starts from; examples
 and items are the same for all. configs/methods.py compares all PEFT methods on fewer tasks.
@@ -200,14 +201,21 @@ def _runs(extent):
 
 
 def _chosen(names):
-    runs = {run["name"]: run for run in _runs("full")}
-    for name in names:
-        if name not in runs:
-            raise InputError(
-                f"--config=study:{','.join(names)}: expected study, study:peft, study:remedies, "
-                f"study:full, or names of runs: {', '.join(runs)}"
-            )
-    return tuple(run for name, run in runs.items() if name in names)
+    chosen, known = [], []
+    for run in _runs("full"):
+        sizes = {f"{run['name']}-{size}": size for size in run.get("train_sizes", ())}
+        known += [run["name"], *sizes]
+        some = tuple(size for name, size in sizes.items() if name in names)
+        if run["name"] in names:
+            chosen.append(run)
+        elif some:
+            chosen.append({**run, "train_sizes": some})
+    if set(names) - set(known):
+        raise InputError(
+            f"--config=study:{','.join(names)}: expected study, study:peft, study:remedies, "
+            f"study:full, or names of runs: {', '.join(known)}"
+        )
+    return tuple(chosen)
 
 
 def get_config(extent="short"):

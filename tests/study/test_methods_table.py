@@ -59,6 +59,11 @@ def test_the_larger_studies_go_on_from_the_short_one(tmp_path):
     some = make_plan(shipped("study:ia3,stage1"), tmp_path)
     assert [planned.key for planned in some] == ["stage1-seed0", "ia3-seed0"]
     assert all(larger[2][planned.key] == planned.config for planned in some)
-    named = "study:stage1,sinlge: expected study, .* or names of runs: stage1, single"
-    with pytest.raises(InputError, match=named):
-        shipped("study:stage1,sinlge")
+    sizes = make_plan(shipped("study:curve-4000,curve-50"), tmp_path)
+    assert [planned.key for planned in sizes] == ["curve-50-seed0", "curve-4000-seed0"]
+    assert all(larger[2][planned.key] == planned.config for planned in sizes)
+    assert len(make_plan(shipped("study:curve,curve-50"), tmp_path)) == 7
+    named = "expected study, .* or names of runs: stage1, single.* curve, curve-50, .* l2sp$"
+    for wrong in ("stage1,sinlge", "curve-3000"):
+        with pytest.raises(InputError, match=f"study:{wrong}: {named}"):
+            shipped(f"study:{wrong}")
