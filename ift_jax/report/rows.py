@@ -26,7 +26,7 @@ def entries(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
 
     The run stands behind the model's name, of a probe behind that of the model before.
     """
-    several = sum(bool(run.results) for run in runs) > 1
+    several = sum("rows" in run.results for run in runs) > 1
 
     def told(entry: dict[str, Any], run: Run) -> dict[str, Any]:
         key = "model" if "model" in entry else "before"
@@ -89,14 +89,23 @@ def first_metric(rows: Sequence[Row]) -> str:
 
 def final_rows(rows: Sequence[Row]) -> list[Row]:
     """Rows for the table of scores: of each model the last stage and the largest size."""
-    rows = [row for row in rows if not is_part(row) and "interpolation" not in row]
+    return _last([row for row in rows if not is_part(row)])
+
+
+def final_parts(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one template or class, of the models that `final_rows` has."""
+    return _last([row for row in rows if is_part(row)])
+
+
+def _last(rows: Sequence[Row]) -> list[Row]:
+    rows = [row for row in rows if "interpolation" not in row]
     for field in ("stage", "train_size"):
         last: dict[tuple, int] = {}
         for row in rows:
             key = (row["run"], row["model"])
             last[key] = max(last.get(key, 0), row.get(field, 0))
         rows = [row for row in rows if row.get(field, 0) == last[row["run"], row["model"]]]
-    return rows
+    return list(rows)
 
 
 def label(row: Mapping[str, Any]) -> str:

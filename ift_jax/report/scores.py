@@ -12,7 +12,7 @@ from ift_jax.report.elements import (
     Whiskers,
     and_more,
 )
-from ift_jax.report.rows import Row, final_rows, first_metric, label
+from ift_jax.report.rows import Row, final_parts, final_rows, first_metric, label
 from ift_jax.report.table import BASELINES, is_percent, score_text
 
 MAX_TASKS = 60
@@ -127,9 +127,9 @@ def _overview(of_task: Mapping[tuple[str, str], Sequence[Row]]) -> Table:
 
 def parts_section(rows: Sequence[Row]) -> Section:
     """Scores by template and by class: a table for each task and kind of part."""
-    tables = []
+    final, tables = final_parts(rows), []
     for kind, caption in (("template", "by template"), ("class", "by class of the answer")):
-        parts = [row for row in rows if kind in row]
+        parts = [row for row in final if kind in row]
         tasks = dict.fromkeys((row["task"], row["split"], row["metric"]) for row in parts)
         for task in tasks:
             of_task = [row for row in parts if (row["task"], row["split"], row["metric"]) == task]

@@ -73,6 +73,20 @@ def test_scores_by_template_and_class(tmp_path):
     assert table(parts, "rating: accuracy by class")["5"] == ["40", "50 [35–65]"]
 
 
+def test_parts_are_of_the_models_in_the_table_of_scores(tmp_path):
+    """Not of the weights in between, of an earlier stage, or of another size of the curve."""
+    folder = training_run(tmp_path / "w")
+    found = json.loads((folder / "results.json").read_text())
+    own = [one for one in found["rows"] if "class" in one]
+    found["rows"] += [{**one, "value": 0.1, "interpolation": 0.5} for one in own]
+    for stage, size, value in ((2, 1000, 0.3), (2, 50, 0.2), (1, 1000, 0.1)):
+        more = {"model": "curve", "value": value, "stage": stage, "train_size": size}
+        found["rows"] += [{**one, **more} for one in found["rows"] if one in own]
+    write(folder, {"results.json": dump(found)})
+    parts = table(sections(folder)["parts"], "rating: accuracy by class")
+    assert parts["5"] == ["40", "50 [35–65]", "30 [35–65]"]
+
+
 def test_seeds_are_a_mean_between_their_ends(tmp_path):
     found = [row("single", "rating", "accuracy", v, seed=s) for s, v in enumerate((0.4, 0.5, 0.6))]
     folder = write(tmp_path / "w", {"config.json": "{}", "results.json": dump({"rows": found})})
@@ -458,3 +472,14 @@ def test_a_run_without_a_validation_split_says_which_step_was_taken(tmp_path):
                                     "metrics.jsonl": lines})  # fmt: skip
     rows = table(sections(folder)["training"], "Training in numbers")
     assert next(iter(rows.values()))[-1] == "step 6, last step"
+
+
+def test_a_study_says_which_step_of_each_run_was_tested(tmp_path):
+    found = sections(study(tmp_path / "one"), study(tmp_path / "two"))
+    rows = table(found["training"], "Training in numbers")
+    assert {name: row[-1] for name, row in rows.items() if "single" in name} == {
+        "one/runs/single": "step 90, by accuracy 0.550",
+        "two/runs/single": "step 90, by accuracy 0.550",
+    }
+    [alone] = [s for s in page.page_sections(read_runs([tmp_path / "one"])) if s.anchor == "costs"]
+    assert "single of 50" in table(alone, "What each run of the study cost")  # one study: no name
