@@ -49,7 +49,7 @@ class Numbers:
         targets: trained tokens but for the first.
         trained: trained tokens.
         origins: digest of the origin; equal for examples of one record.
-        digests: of what the example says as rendered.
+        digests: of what the example says as rendered, and of what its answer is judged by.
         templates: code in the store's `template_names`.
         answers: code in the store's `answer_names` plus 1; 0 for examples without choices.
         shots: solved examples before the question.
@@ -98,7 +98,7 @@ class Store:
             num_trained - int(trained[:1].sum()),
             num_trained,
             _digest(example.origin),
-            _digest("\0".join(example.turns.texts())),
+            _digest("\0".join([*example.turns.texts(), *example.choices, *example.references])),
             self.template_names.code(example.template),
             1 + self.answer_names.code(example.completion) if example.choices else 0,
             example.shots,

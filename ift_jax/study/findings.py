@@ -58,7 +58,7 @@ def findings(
 
 
 def _prompting(target: str, models: Mapping[str, Model]) -> Finding:
-    prompted = [m for m in models.values() if not m.plan]
+    prompted = _prompted(target, models)
     scores = _on(target, prompted)
     said = [
         f"{_score(scores, i)} at {shots_label(model.lines[0].shots)}"
@@ -89,7 +89,7 @@ def _examples(target: str, run: StudyRun, models: Mapping[str, Model]) -> Findin
     enough = 1 + max((i for i, lack in enumerate(missing) if lack.low > 0), default=-1)
     answer += f" From {sizes[enough]} on no difference from {sizes[-1]} shows."
     # Against each prompt, not only the one that scores best on these very items.
-    prompted = [m for m in models.values() if not m.plan]
+    prompted = _prompted(target, models)
     against = _on(target, [*prompted, *curve])
     lead = [
         min(
@@ -165,6 +165,11 @@ def _helped(
         "question": "What helped against it?",
         "answer": f"Against {reference.name}, on the same items: {answer}.",
     }
+
+
+def _prompted(task: str, models: Mapping[str, Model]) -> list[Model]:
+    """The base model at each number of shots that a task was asked with."""
+    return [m for m in models.values() if not m.plan and any(one.task == task for one in m.lines)]
 
 
 def _on(task: str, models: Sequence[Model]) -> Scores:

@@ -83,7 +83,8 @@ def _in_report(config: RunConfig) -> Callable[[Planned], tuple[int, bool]]:
 def _rows(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> list[Row]:
     rows = list(_part_rows(workdir, BASELINES))
     for shots in base_shots(config):
-        rows += [{**row, "stage": 0} for row in _part_rows(workdir, base_part(shots))]
+        own = [row for row in _part_rows(workdir, base_part(shots)) if row["shots"] == shots]
+        rows += [{**row, "stage": 0} for row in own]
     for planned in plan:
         where: dict[str, Any] = {"seed": planned.seed, "stage": planned.stage}
         if planned.train_size:
@@ -121,7 +122,9 @@ def _models(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> dict[s
     models = {}
     for shots in base_shots(config):
         label = f"base at {shots} shots" if shots else "base"
-        models[label] = Model("base", label, [], part_lines(workdir, base_part(shots)))
+        # Plain text, which asks nothing, is scored without shots in each of these parts.
+        lines = [one for one in part_lines(workdir, base_part(shots)) if one.shots == shots]
+        models[label] = Model("base", label, [], lines)
     for planned in plan:
         name = planned.run.name
         size = f" of {planned.train_size}" if planned.train_size else ""

@@ -68,6 +68,7 @@ def make_plan(config: RunConfig, workdir: Path) -> list[Planned]:
             on the command line.
     """
     _check_names(config)
+    _check_curves(config)
     stages: dict[str, int] = {"": 0}
     for run in config.study.runs:
         stages[run.name] = stages[run.after] + 1
@@ -142,6 +143,23 @@ def _check_names(config: RunConfig) -> None:
         for name in given:
             if name not in known:
                 raise InputError(f"{where}: no task {name!r}; there are {', '.join(known)}")
+
+
+def _check_curves(config: RunConfig) -> None:
+    """A learning curve trains the study's task, and is scored on it."""
+    target = study_task(config)
+    for run in config.study.runs:
+        where = f"config.study.runs: {run.name}"
+        if run.train_sizes and target not in _trained(config, run):
+            raise InputError(
+                f"{where}.train_sizes: are numbers of examples of {target}, which it does not "
+                "train; add it to tasks"
+            )
+        if run.train_sizes and target not in (run.scores or (target,)):
+            raise InputError(
+                f"{where}.scores: a learning curve is of {target}; add it to them, or leave out "
+                "train_sizes"
+            )
 
 
 def _run_config(

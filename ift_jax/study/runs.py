@@ -47,6 +47,8 @@ from ift_jax.train.run import (
     with_full_path,
 )
 
+HASHES = "data_hashes.json"
+
 
 def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
     """Scores the base model, makes and scores all runs, and writes what comes out of them.
@@ -118,17 +120,18 @@ def _check_scored(workdir: Path, key: str, tasks: Sequence[str], asks: str) -> N
         )
 
 
-def _check_data(data: pipeline.DataSet, workdir: Path) -> None:
-    """Keeps hashes of all splits, or refuses others than those that the study began with."""
-    found = {
+def _hashes(data: pipeline.DataSet) -> dict[str, dict[str, str]]:
+    """Of all splits."""
+    return {
         task.config.name: {name: pipeline.content_hash(task.splits[name]) for name in SPLITS}
         for task in data.tasks
     }
-    path = workdir / "data_hashes.json"
-    if not path.exists():
-        replace_text(path, json.dumps(found, indent=2) + "\n")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_data(found: Mapping[str, Any], workdir: Path) -> None:
+    """Refuses other hashes than those of the data that the study began with."""
+    path = workdir / HASHES
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else found
     changed = [name for name, splits in found.items() if splits != before.get(name)]
     if changed:
         raise InputError(
@@ -188,9 +191,12 @@ def _work(
     names = scored_tasks(config)
     data = _only(whole, names)
     _check(config, workdir, plan, todo, base, data, known, mesh)
-    # Only now, so that a study that could not begin leaves the folder free for another.
-    _check_data(whole, workdir)
+    hashes = _hashes(whole)
+    _check_data(hashes, workdir)
+    # Only now, so that a study that could not begin leaves the folder free for another; and the
+    # config first, since a folder with other files and no config belongs to nobody.
     replace_text(workdir / "config.json", to_json(stored))
+    replace_text(workdir / HASHES, json.dumps(hashes, indent=2) + "\n")
     told = _Progress(len(todo))
     if BASELINES in todo:
         told.begin(BASELINES, "scored")

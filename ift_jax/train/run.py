@@ -175,7 +175,8 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if any(path.name != LOCK for path in workdir.iterdir()):
+        # A kill may leave the file that was to become config.json.
+        if any(path.name not in (LOCK, "config.partial") for path in workdir.iterdir()):
             raise InputError(f"{workdir}: is not empty and holds no run; choose another --workdir")
         probe = workdir / "writable"
         probe.touch()

@@ -370,7 +370,11 @@ def test_the_content_hash_tells_data_sets_apart(folder):
         return [split["content_hash"] for split in splits.values()]
 
     assert hashes(reviews(50)) == hashes(random.Random(0).sample(reviews(50), 50))
-    assert hashes(reviews(50)) != hashes(reviews(51))
+    first = hashes(reviews(50))
+    assert first != hashes(reviews(51))
+    # A choice that no prompt shows decides what an answer is ranked among.
+    (folder.path / "templates.yaml").write_text(TEMPLATES.replace("||| 5", "||| 5 ||| 6"))
+    assert first != hashes(reviews(50))
 
 
 def test_rejected_records_are_written_with_place_and_reason(folder, tmp_path):

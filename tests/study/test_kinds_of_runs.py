@@ -1,6 +1,7 @@
 """Studies with remedies and with quantized weights, on a tiny model."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -27,14 +28,22 @@ RUNS = [
 
 
 def tree_of(model, files, **study):
+    """With a probe of plain text, which no number of shots changes, before all others."""
     tree = study_tree(model, files, **study)
+    tree["data"]["tasks"].insert(
+        0, {"name": "notes", "source": str(files / "notes.jsonl"), "test_fraction": 0.5}
+    )
+    tree["study"]["task"] = "rating"
     tree["neutral"] = {"source": "embedded:notes"}
     return tree
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp("data"))
+    folder = write_files(tmp_path_factory.mktemp("data"))
+    notes = [{"text": f"Lamp {n} shines {'very ' * (n % 4)}bright."} for n in range(24)]
+    (folder / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +95,21 @@ def test_a_run_tunes_beside_what_it_quantizes(finished):
                if d["model"] == "qlora" and d["measure"].endswith("all weights")]  # fmt: skip
     assert moved == pytest.approx(weight_drift(base.params, tuned.merged().params)["all"])
     rows = [r for r in results["rows"] if r["model"] == "qlora" and r.get("interpolation") == 0.5]
-    assert {row["task"] for row in rows} == {"rating", "topic"}
+    assert {row["task"] for row in rows} == {"notes", "rating", "topic"}
+
+
+def test_plain_text_is_scored_once_however_many_shots_others_get(finished):
+    _, results = finished
+    rows = [r for r in results["rows"] if (r["model"], r["task"]) == ("base", "notes")]
+    assert [(row["metric"], row["shots"]) for row in rows] == [
+        ("token_accuracy", 0), ("perplexity", 0),
+    ]  # fmt: skip
+    prompting = next(f for f in results["findings"] if f["question"] == "Does prompting help?")
+    assert re.fullmatch(
+        r"On rating \(accuracy\) the base model scores \S+ \S+ \S+ at 0 shots, \S+ \S+ \S+ at "
+        r"2 shots\. 2 shots against 0: .*",
+        prompting["answer"],
+    )
 
 
 def test_full_tuning_of_quantized_weights_is_refused_before_anything_runs(

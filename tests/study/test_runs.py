@@ -256,6 +256,34 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(
     assert without_times(again) == without_times(results)
 
 
+def test_a_study_that_is_killed_at_its_beginning_keeps_its_folder(
+    tiny_llama, files, tmp_path, monkeypatch
+):
+    config = build_run_config(study_tree(tiny_llama, files))
+    workdir, write = tmp_path / "W", runs.replace_text
+    kills = ["data_hashes.json", "config.json"]
+
+    def killed(path, text):
+        if path.name in kills[-1:]:
+            kills.pop()
+            path.with_suffix(".partial").write_text(text[:10])
+            raise KeyboardInterrupt
+        write(path, text)
+
+    def begun(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runs, "replace_text", killed)
+    monkeypatch.setattr(runs, "_write", begun)
+    for _ in list(kills):
+        with pytest.raises(KeyboardInterrupt):
+            study(config, workdir)
+    with pytest.raises(ZeroDivisionError):
+        study(config, workdir)
+    hashes = json.loads((workdir / "data_hashes.json").read_text())
+    assert hashes.keys() == {"rating", "topic"}
+
+
 def test_a_finished_study_shows_its_results_and_computes_nothing(
     finished, tiny_llama, files, monkeypatch, capsys
 ):
