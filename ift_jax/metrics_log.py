@@ -10,6 +10,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from ift_jax.data.files import replace_text
+
 
 class MetricsLog:
     """Writes metrics.jsonl, samples.jsonl and tensorboard/ of a workdir.
@@ -55,5 +57,5 @@ class MetricsLog:
 def _open_at(path: Path, first: int) -> TextIO:
     kept = [line for line in MetricsLog.lines(path) if first and line["step"] <= first]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     return path.open("a", encoding="utf-8")

@@ -1,6 +1,7 @@
 """metrics.jsonl and tensorboard/: every step once, also after a crash and a restart."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,21 @@ def test_tensorboard_gets_the_same_values(tmp_path):
         for value in event.summary.value
     ]
     assert found == [(s, "loss", pytest.approx(1 / s)) for s in (1, 2, 4)]
+
+
+def test_a_kill_while_a_run_is_taken_up_again_loses_no_line(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 2.0})
+    log.close()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            MetricsLog(tmp_path, 2)
+    assert steps(tmp_path) == [1, 2, 3]
+    MetricsLog(tmp_path, 2).close()
+    assert steps(tmp_path) == [1, 2]
