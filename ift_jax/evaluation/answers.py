@@ -171,29 +171,29 @@ def _neutral_scores(
     asked: Sequence[Asked],
     mesh: Mesh | None,
 ) -> list[tuple[float, ...]]:
-    """Each item's choices behind its template's prompt about "N/A", and the same exemplars.
+    """Each item's choices behind its template's prompt about "N/A".
 
-    The prompt without content is what Holtzman et al. 2021 call the domain premise; the
-    exemplars stay, as in contextual calibration (Zhao et al. 2021).
+    The prompt without content is what Holtzman et al. 2021 call the domain premise. The item's
+    system turns stay, and so do its exemplars, as in contextual calibration (Zhao et al. 2021);
+    earlier turns of a chat are content.
     """
     keys = []
     for item, one in zip(items, asked, strict=True):
         own = num_system_turns(item.messages)
-        before = one.messages[own : len(one.messages) + own - len(item.messages)]
-        exemplars = tuple(tuple(turn.items()) for turn in before)
-        keys.append((item.template, exemplars, item.choices))
+        before = one.messages[: len(one.messages) + own - len(item.messages)]
+        keys.append((item.template, tuple(tuple(t.items()) for t in before), item.choices))
     first = dict.fromkeys(keys)
     questions = encode_questions(
         model.chat,
         [
             choice_turns(
                 [
-                    *map(dict, exemplars),
+                    *map(dict, before),
                     {"role": "user", "content": neutral_prompt(frames[template])},
                 ],
                 choices,
             )
-            for template, exemplars, choices in first
+            for template, before, choices in first
         ],
     )
     scores = score_choices(model.structure, model.params, questions, mesh=mesh)

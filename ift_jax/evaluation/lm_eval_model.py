@@ -145,10 +145,11 @@ class JaxModel(TemplateLM):
         groups: defaultdict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(number)
+        # Before anything is computed, so that a setting that we do not have costs nothing.
+        samplings = {one: _sampling(json.loads(one), self.seed) for one in groups}
         texts: dict[int, str] = {}
         for settings, members in groups.items():
-            sampling = _sampling(json.loads(settings), self.seed)
-            found = self._generate([requests[n].args[0] for n in members], sampling)
+            found = self._generate([requests[n].args[0] for n in members], samplings[settings])
             texts |= dict(zip(members, found, strict=True))
         for number, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, texts[number])
@@ -235,6 +236,8 @@ def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
         "top_k": int(known.pop("top_k", 0)),
         "top_p": float(known.pop("top_p", 1.0)),
     }
+    if known.get("num_beams") == 1:  # greedy decoding, or sampling, as it is
+        del known["num_beams"]
     if known:
         raise InputError(f"a task asks to generate with {sorted(known)[0]!r}, which we do not have")
     return Sampling(**fields, **(filters if fields["temperature"] else {}), stop=stops, seed=seed)

@@ -144,7 +144,7 @@ def _ask(
         questions = encode_questions(
             model.chat,
             [
-                [with_answer(e, answer)._replace(messages=tuple(m)) for answer in own]
+                [_option(e, answer)._replace(messages=tuple(m)) for answer in own]
                 for e, m, own in zip(items, messages, options, strict=True)
             ],
         )
@@ -163,6 +163,14 @@ def with_answer(item: Example, answer: str) -> Turns:
     """The item's turns with an answer of which alone is asked; only its own has its reasoning."""
     thought = item.turns.reasoning if answer == item.completion else ""
     return item.turns._replace(completion=answer, reasoning=thought, earlier=(), whole=False)
+
+
+def _option(item: Example, answer: str) -> Turns:
+    """The turns of an answer to score. Of choices none has the reasoning that leads to the right
+    one, so that all are of one kind.
+    """
+    turns = with_answer(item, answer)
+    return turns._replace(reasoning="") if item.choices else turns
 
 
 def options_of(item: Example) -> tuple[str, ...]:

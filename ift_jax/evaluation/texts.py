@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat
+from ift_jax.errors import InputError
 from ift_jax.evaluation.generation import generate, generate_one
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.models.decoder import Params, Structure
@@ -27,7 +28,7 @@ def generate_texts(
     """What follows each prompt, up to an end token or a stop text.
 
     Raises:
-        InputError: as `generate`.
+        InputError: as `generate` and `with_stop_tokens`.
     """
 
     def stopped(ids: NDArray[np.int32]) -> bool:
@@ -39,7 +40,7 @@ def generate_texts(
         params,
         prompts,
         sampling,
-        stop_ids=stop_ids,
+        stop_ids=with_stop_tokens(chat, stop_ids, sampling.stop),
         mesh=mesh,
         ended=stopped if sampling.stop else None,
         adapter_rows=adapter_rows,
@@ -64,7 +65,7 @@ def stream_text(
     become a stop text.
 
     Raises:
-        InputError: as `generate`, at the first piece.
+        InputError: as `generate` and `with_stop_tokens`, at the first piece.
     """
     sent = 0
     ids = np.zeros(0, np.int32)
@@ -73,7 +74,7 @@ def stream_text(
         params,
         prompt,
         sampling,
-        stop_ids=stop_ids,
+        stop_ids=with_stop_tokens(chat, stop_ids, sampling.stop),
         mesh=mesh,
         adapter_rows=adapter_rows,
     )
@@ -89,6 +90,25 @@ def stream_text(
     rest = before_stop(chat.decode(ids), sampling.stop)[sent:]
     if rest:
         yield rest
+
+
+def with_stop_tokens(chat: Chat, stop_ids: Sequence[int], stops: Sequence[str]) -> list[int]:
+    """End tokens, and the special tokens that stop texts begin with: no text shows these.
+
+    Raises:
+        InputError: for a stop text with a special token behind other characters.
+    """
+    found = set(stop_ids)
+    for stop in stops:
+        token = chat.special_tokens.search(stop)
+        if token and token.start():
+            raise InputError(
+                f"stop text {stop!r}: holds the special token {token[0]!r} behind other text; "
+                "give the token alone, which ends an answer wherever it comes"
+            )
+        if token:
+            found.add(chat.tokenizer.convert_tokens_to_ids(token[0]))
+    return sorted(found)
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:

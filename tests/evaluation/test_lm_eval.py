@@ -13,6 +13,8 @@ from ift_jax.evaluation import lm_eval as command
 from ift_jax.evaluation.sampling import Sampling
 
 pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance
+
 from ift_jax.evaluation import lm_eval_model as ours
 
 RECORDS = [
@@ -165,6 +167,16 @@ def test_arguments_that_mean_nothing_here_are_refused(arguments, message):
 def test_a_setting_of_generation_that_we_do_not_have_is_refused():
     with pytest.raises(InputError, match="generate with 'num_beams'"):
         ours._sampling({"until": [], "num_beams": 4}, 0)
+    assert ours._sampling({"until": [], "num_beams": 1}, 0) == Sampling(max_new_tokens=256)
+
+
+def test_settings_of_all_requests_are_read_before_any_is_computed(folder, monkeypatch):
+    model = ours.JaxModel(path=str(folder))
+    monkeypatch.setattr(model, "_generate", lambda *_: pytest.fail("generated"))
+    asked = [Instance("generate_until", {}, ("a", {"until": ["b"], **more}), 0)
+             for more in ({}, {"num_beams": 4})]  # fmt: skip
+    with pytest.raises(InputError, match="generate with 'num_beams'"):
+        model.generate_until(asked)
 
 
 def test_the_settings_of_a_task_are_those_of_generation():

@@ -378,7 +378,7 @@ def test_exemplars_come_without_system_turns_and_the_items_own_stays_first(model
     assert [m["role"] for m in asked.messages] == ["system", *["user", "assistant"] * 2, "user"]
 
 
-def test_prompts_without_content_stand_behind_the_exemplars_alone(model, chats, monkeypatch):
+def test_prompts_without_content_stand_behind_system_turns_and_exemplars(model, chats, monkeypatch):
     [task] = chats.tasks
     seen, encode = [], answers.encode_questions
     monkeypatch.setattr(
@@ -392,7 +392,7 @@ def test_prompts_without_content_stand_behind_the_exemplars_alone(model, chats, 
     )
     [turns] = seen
     assert [one.completion for one in turns] == ["good", "bad"]
-    assert list(turns[0].messages[:-1]) == exemplars(task, "messages", 2, 0)
+    assert list(turns[0].messages[:-1]) == [item.messages[0], *exemplars(task, "messages", 2, 0)]
     assert turns[0].messages[-1]["role"] == "user"
 
 
@@ -545,6 +545,29 @@ def test_an_answer_is_what_follows_the_reasoning(model, tmp_path, monkeypatch):
     assert {line.prediction.num_tokens for line in kept} == {size}  # what training trains
     assert thinking.chat.spoken("no thought") == "no thought"
     assert model.chat.spoken(written) == written  # its template prints none
+
+
+def test_choices_are_ranked_without_the_reasoning_that_only_the_right_one_has(model, tmp_path):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = THINKS
+    thinking = replace(model, tokenizer=tokenizer)
+
+    def scored(more):
+        answer = [{"role": "assistant", "content": "good", **more}]
+        records = [{"prompt": f"Lamp {n}?", "completion": answer, "choices": ["good", "bad"]}
+                   for n in range(12)]  # fmt: skip
+        path = tmp_path / f"{len(more)}"
+        path.mkdir()
+        data = Place(path, thinking.chat).data(
+            records=records, templates="", template_names=(), split_by=()
+        )
+        kept = []
+        rows_of(thinking, data, "accuracy_calibrated", "perplexity", keep=kept.append)
+        return {line.prompt: line.prediction for line in kept}
+
+    bare = scored({})
+    assert {p.num_choice_tokens for p in bare.values()} == {(5, 4)}
+    assert scored({"reasoning_content": "It is a lamp, and lamps are good."}) == bare
 
 
 # References, baselines and what is refused

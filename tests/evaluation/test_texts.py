@@ -7,6 +7,7 @@ import pytest
 from conftest import make_tokenizer
 
 from ift_jax.data.chat import Chat
+from ift_jax.errors import InputError
 from ift_jax.evaluation import generation, texts
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.texts import before_stop, stream_text
@@ -123,6 +124,29 @@ def test_a_reply_is_cut_at_a_stop_text(model, monkeypatch):
         assert other == before_stop(model.generate(["Something else"], max_new_tokens=40)[0], stops)
 
 
+def test_a_special_token_as_stop_text_ends_an_answer_at_that_token(model, monkeypatch):
+    """No text shows it, so that it could not be found there."""
+    asked = []
+
+    def generated(structure, params, prompts, sampling, *, stop_ids, **_):
+        asked.append(stop_ids)
+        return [np.zeros(0, np.int32)] * len(prompts)
+
+    monkeypatch.setattr(texts, "generate", generated)
+    monkeypatch.setattr(texts, "generate_one", lambda *a, **more: iter(generated(*a, **more)))
+    start, end = model.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert model.stop_ids == (end,)
+    for stop in ("<|im_start|>", ["a", "<|im_start|>user"]):
+        model.reply(TURNS, stop=stop)
+        list(model.stream(TURNS, stop=stop))
+    assert asked == [sorted([start, end])] * 4
+    for call in (model.reply, lambda *a, **more: next(model.stream(*a, **more))):
+        with pytest.raises(
+            InputError, match=r"holds the special token '<\|im_end\|>' behind other"
+        ):
+            call(TURNS, stop="a<|im_end|>")
+
+
 def test_nothing_is_made_behind_a_stop_text_for_long(model, monkeypatch):
     monkeypatch.setattr(generation, "CHECK_EVERY", 4)
     free = model.reply(TURNS, max_new_tokens=60)
@@ -134,8 +158,6 @@ def test_nothing_is_made_behind_a_stop_text_for_long(model, monkeypatch):
 
 
 def test_what_a_prompt_makes_impossible_is_said_before_the_first_piece(model):
-    from ift_jax.errors import InputError
-
     with pytest.raises(InputError, match="top_p: has no effect"):
         model.stream(TURNS, top_p=0.5)
     with pytest.raises(InputError, match=r"beams: no option of generation; there are max_new"):
