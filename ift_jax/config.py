@@ -42,8 +42,10 @@ class TrainConfig:
             task's own metrics, ("loss",) nothing more.
         eval_tasks: whose metrics validation takes: of "all" tasks with a validation split, also
             those that are not trained, or of the "trained" ones.
-        select_by: what makes a checkpoint the best: validation "loss", or a metric, averaged
-            over the tasks that are trained and scored by it.
+        select_by: what makes a checkpoint the best: validation "loss", the mean over all trained
+            tokens of the validation splits of the tasks that are trained, or a metric, the mean
+            over the tasks that are trained and scored by it. Replayed tasks are among them, and
+            shares of the mixture do not matter.
         patience: stops after so many validations in a row that were no better than the best
             before; 0 never does.
         num_samples: prompts whose answers are generated at each validation, always the same.

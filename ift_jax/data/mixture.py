@@ -134,11 +134,6 @@ def _check_tasks(
             "config.data.mixture.replay_share and a task with replay=True need each other; "
             f"replay_share is {config.replay_share} and {int(is_replay.sum())} tasks have replay"
         )
-    if empty := np.flatnonzero(used & (rows == 0)).tolist():
-        raise InputError(
-            f"config.data.tasks[{empty[0]}]: nothing to train on; set its weight to 0 to "
-            "evaluate it only"
-        )
 
 
 def _apportion(rates: NDArray[np.float64], total: int) -> list[int]:

@@ -97,9 +97,19 @@ class DataSet:
         )
 
     def counts(self) -> tuple[list[int], list[int]]:
-        """(examples, how many of them an epoch takes) of each task that is trained."""
+        """(examples, how many of them an epoch takes) of each task that is trained.
+
+        Raises:
+            InputError: for a task that is to be trained and has no example.
+        """
         trained = self.trained()
         sizes = [len(task.splits["train"]) for task in trained]
+        empty = [t.config.name for t, size in zip(trained, sizes, strict=True) if not size]
+        if any(sizes) and empty:
+            raise InputError(
+                f"config.data.tasks: {empty[0]}: nothing to train on; set its weight to 0 to "
+                "evaluate it only"
+            )
         counts = epoch_counts(
             sizes,
             self.config.mixture,

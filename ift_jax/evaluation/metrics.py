@@ -125,6 +125,12 @@ def check_packages(names: Sequence[str]) -> None:
             raise InputError(f'metric {name}: needs {package}; run `pip install "ift_jax[eval]"`')
 
 
+def accepts(name: str, answers: Sequence[str]) -> bool:
+    """Whether a metric can score all these references."""
+    accepted = METRICS[name].accepts
+    return accepted is None or all(map(accepted, answers))
+
+
 def check_references(names: Sequence[str], answers: Sequence[str], where: str) -> None:
     """Raises InputError, with `where`, for a reference that a metric cannot score."""
     for name in names:

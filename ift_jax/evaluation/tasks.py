@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.errors import InputError
-from ift_jax.evaluation.answers import Answers, answer, num_new_tokens
+from ift_jax.evaluation.answers import ITEMS_AT_ONCE, Answers, answer, num_new_tokens
 from ift_jax.evaluation.baselines import copy_scores, majority_scores, random_scores
 from ift_jax.evaluation.intervals import Score
 from ift_jax.evaluation.metrics import (
@@ -173,7 +173,15 @@ def check_scoring(
         needs = scored.needs
         new = num_new_tokens(model, scored.items, scored.references, needs, config.max_new_tokens)
         most = max(scored.shots(shots), default=0)
-        ask(model, scored.task, [longest], most, 0, scored=needs != {"generated"}, new_tokens=new)
+        ranks = needs != {"generated"}
+        ask(model, scored.task, [longest], most, 0, scored=ranks, new_tokens=new)
+        # Text of fewer bytes than half of what there is room for fits, whatever its tokens, beside
+        # what the chat template adds.
+        room = model.structure.context_length - new
+        doubtful = [e for e in scored.items if len("".join(e.turns.texts()).encode()) > room // 2]
+        for start in range(0, len(doubtful), ITEMS_AT_ONCE):
+            some = doubtful[start : start + ITEMS_AT_ONCE]
+            ask(model, scored.task, some, 0, 0, scored=ranks, new_tokens=new)
 
 
 def having(data: DataSet, split: str) -> DataSet:

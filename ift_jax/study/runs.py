@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -344,6 +345,7 @@ def _between(config: RunConfig, folder: Path, share: float, mesh: Mesh) -> Langu
 
 def _tidy(config: RunConfig, folder: Path, *, needed: bool) -> None:
     """Removes what nobody needs of a finished run's checkpoints."""
+    shutil.rmtree(folder / "fisher", ignore_errors=True)  # as large as the model
     checkpoints = Checkpoints(folder)
     checkpoints.finish(keep_params=config.study.keep_models or needed)
     checkpoints.close()

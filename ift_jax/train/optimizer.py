@@ -24,7 +24,8 @@ class OptimizerConfig:
         schedule: what follows: "cosine" or "linear" decay to `final_share` of the peak, or
             "constant".
         final_share: the learning rate at the last step, as a share of peak_lr.
-        weight_decay: decoupled; matrices only, never norms.
+        weight_decay: decoupled: a step takes the learning rate times this of each weight, whatever
+            the rule; matrices only, never norms.
         clip_norm: the largest global gradient norm; 0 does not clip.
         b1, b2, epsilon: AdamW's moments (Loshchilov and Hutter 2019).
     """
@@ -91,15 +92,16 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=is_matrix,
         ),
-        "adafactor": lambda: optax.adafactor(
-            schedule,
-            weight_decay_rate=config.weight_decay or None,
-            weight_decay_mask=is_matrix,
-            multiply_by_parameter_scale=False,
+        # optax's own decay would not be times the learning rate; its update has its sign already.
+        "adafactor": lambda: optax.chain(
+            optax.adafactor(None, multiply_by_parameter_scale=False),
+            optax.add_decayed_weights(-config.weight_decay, mask=is_matrix),
+            optax.scale_by_learning_rate(schedule, flip_sign=False),
         ),
         "sgd": lambda: optax.chain(
+            optax.trace(config.b1) if config.b1 else optax.identity(),
             optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
-            optax.sgd(schedule, momentum=config.b1 or None),
+            optax.scale_by_learning_rate(schedule),
         ),
     }[config.name]()
     stages = [rule]

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -101,12 +101,47 @@ def tune(
     del base
     data = load_data(config.data, model.chat, known)
     plan = check_run(config, model, data)
+    _check_same_data(data, workdir)
     # Only now, so that a run that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
     pipeline.write_card(data, workdir / "data")
     write_preview(data, workdir / "data" / "preview.jsonl")
+    _say_what_is_left_out(data)
     tuned, chosen = fit(config, workdir, mesh, model, data, plan)
     return Tuned(tuned, data, chosen, plan.texts)
+
+
+def _check_same_data(data: pipeline.DataSet, workdir: Path) -> None:
+    """Refuses to go on from a checkpoint with other examples than those before it."""
+    path, checkpoints = workdir / "data" / "card.json", workdir / "checkpoints"
+    if not path.exists() or not any(p.name.isdigit() for p in checkpoints.glob("*")):
+        return
+    before, now = _content(read_json(path)), _content(pipeline.card(data))
+    changed = [name for name in now if now[name] != before.get(name)]
+    if changed:
+        raise InputError(
+            f"{workdir}: the data of task {changed[0]} is not what the run began with, so that it "
+            "cannot go on; give it the former files, or choose another --workdir"
+        )
+
+
+def _content(card: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {
+        name: [split["content_hash"] for split in task["splits"].values()]
+        for name, task in card["tasks"].items()
+    }
+
+
+def _say_what_is_left_out(data: pipeline.DataSet) -> None:
+    """Names the tasks of which the mixture takes nothing."""
+    _, counts = data.counts()
+    names = [t.config.name for t, n in zip(data.trained(), counts, strict=True) if not n]
+    if names:
+        print(
+            f"not trained, their share of the mixture being less than one example: "
+            f"{', '.join(names)}",
+            file=sys.stderr,
+        )
 
 
 def with_full_path(config: RunConfig) -> RunConfig:
@@ -283,11 +318,16 @@ def _check_new_tokens(config: RunConfig, model: LanguageModel) -> None:
 
 
 def check_frozen(config: RunConfig) -> None:
-    """Refuses full tuning of quantized weights.
+    """Refuses full tuning of weights that cannot take small updates: quantized, or float16.
 
     Raises:
         InputError: naming the field.
     """
+    if config.model.param_dtype == "float16" and config.peft.method == "none":
+        raise InputError(
+            "config.model.param_dtype=float16: full tuning would keep squares of gradients and "
+            "AdamW's epsilon in it, which it has no numbers for; use float32 or bfloat16"
+        )
     if config.model.quantize != "none" and config.peft.method == "none":
         raise InputError(
             f"config.model.quantize={config.model.quantize}: full tuning changes all weights, and "

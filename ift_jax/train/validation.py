@@ -1,6 +1,7 @@
 """What is looked at while a model is trained: loss, the tasks' metrics, and a few answers."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 from ift_jax.evaluation.answers import num_new_tokens
-from ift_jax.evaluation.metrics import METRICS, generates
+from ift_jax.evaluation.metrics import METRICS, accepts, generates
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.shots import ask
 from ift_jax.evaluation.tasks import (
@@ -108,6 +109,13 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
     trained = tuple(task for task in held if task.config.weight)
     packed = None
     if trained:
+        names = {task.config.name for task in trained}
+        without = [t.config.name for t in data.trained() if t.config.name not in names]
+        if without:
+            print(
+                f"no say in which step is best, without a validation split: {', '.join(without)}",
+                file=sys.stderr,
+            )
         loss_data = DataSet(data.config, trained, data.chat)
         packed = pack_split(config, loss_data, "validation", num_epochs=1)
     looked_at = held if settings.eval_tasks == "all" else trained
@@ -116,16 +124,16 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
         if scored and not any(metric in each.config.metrics for each in scored):
             raise InputError(
                 f"config.train.eval_metrics: no task with a validation split can be scored by "
-                f"{metric}: it needs answer choices, or questions, and they have none"
+                f"{metric}: it needs answer choices, questions, or answers of another kind"
             )
     tasks = tuple(each for each in scored if each.config.metrics)
     for each in tasks:
         check_scoring(base, each.data, each.config, split="validation", shots=(0,))
-    names = {task.config.name for task in trained}
     selecting = tuple(
         each.name
         for each in tasks
-        if each.name in names and settings.select_by in each.config.metrics
+        if each.name in {task.config.name for task in trained}
+        and settings.select_by in each.config.metrics
     )
     _check_selection(config, bool(trained), selecting)
     prompts, max_new_tokens = _samples(config, base, data)
@@ -156,10 +164,14 @@ def _scoring(config: RunConfig, data: DataSet, task: TaskData) -> Scoring:
     asked = config.train.eval_metrics
     own = config.evaluation.metrics or task.config.metrics or default_metrics(items)
     ranks, answers = all(e.choices for e in items), not any(e.turns.plain for e in items)
+    references = [answer for e in items for answer in e.references or (e.completion,)]
     usable = (
         m
         for m in asked
-        if m != "loss" and (ranks or not _ranks(m)) and (answers or not generates(m))
+        if m != "loss"
+        and (ranks or not _ranks(m))
+        and (answers or not generates(m))
+        and accepts(m, references)
     )
     evaluation = dataclasses.replace(
         config.evaluation, metrics=tuple(usable) if asked else own, max_items=0
@@ -213,8 +225,9 @@ def _samples(
 def validate(config: RunConfig, plan: Plan, model: LanguageModel, mesh: Mesh) -> dict[str, float]:
     """What metrics.jsonl holds of a validation.
 
-    validation_loss and validation_token_accuracy are over the tasks that are trained,
-    "validation/<task>/<metric>" is a task's score, and validation_<select_by> is what decides.
+    validation_loss and validation_token_accuracy are over all targets of the tasks that are
+    trained, "validation/<task>/<metric>" is a task's score, and validation_<select_by> is what
+    decides: of a metric the mean over tasks.
     """
     values = {}
     if plan.packed is not None:

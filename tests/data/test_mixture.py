@@ -67,12 +67,8 @@ def test_replay_has_its_share_and_the_task_the_rest(share, size):
 
 
 def test_what_cannot_be_mixed_is_refused():
-    for arguments, message in [
-        (([0],), "no task with a weight has examples"),
-        (([5, 0],), r"tasks\[1\]: nothing to train on"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            epoch_counts(*arguments, MixtureConfig())
+    with pytest.raises(InputError, match="no task with a weight has examples"):
+        epoch_counts([0], MixtureConfig())
     with pytest.raises(InputError, match="need each other"):
         epoch_counts([5, 5], MixtureConfig(replay_share=0.1))
     with pytest.raises(InputError, match="need each other"):

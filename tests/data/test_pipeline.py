@@ -364,6 +364,21 @@ def test_a_set_that_only_evaluates_has_a_card(folder):
     assert card["tasks"]["rating"]["splits"]["test"]["examples"] == 10
 
 
+def test_a_task_without_training_examples_is_named_and_not_its_place_among_others(folder):
+    only = {"weight": 0.0, "name": "seen"}
+    tasks = [
+        folder.config(reviews(9, start), name=name, task={**ALL_TRAIN, **more}).tasks[0]
+        for start, name, more in (
+            (0, "seen", only),
+            (20, "a", {}),
+            (40, "empty", {"test_fraction": 1.0}),
+        )
+    ]
+    data = pipeline.build(DataConfig(tasks=tuple(tasks)), folder.chat)
+    with pytest.raises(InputError, match="tasks: empty: nothing to train on; set its weight to 0"):
+        data.counts()
+
+
 def test_the_content_hash_tells_data_sets_apart(folder):
     def hashes(records, **options):
         splits = pipeline.card(folder.build(records, **options))["tasks"]["rating"]["splits"]

@@ -446,6 +446,23 @@ def test_an_item_that_does_not_fit_alone_is_refused(tmp_path_factory):
             check()
 
 
+def test_that_the_longest_answer_does_not_fit_behind_the_longest_prompt_is_said_early(place):
+    """Of the longest text the prompt is short, and its answer says how many tokens are made."""
+    records = [
+        {"prompt": "Lamp? " + "a" * 100, "completion": "b" * 300},
+        {"prompt": "Lamp? " + "c" * 350, "completion": "d"},
+    ]
+    data = place.data(
+        records=records, templates="", template_names=(), split_by=(), test_fraction=1.0
+    )
+    [task] = data.tasks
+    assert len(task.splits["test"]) == 2
+    folder = save_variant(place.path / "short", max_position_embeddings=600)
+    config = EvaluationConfig(metrics=("exact_match",))
+    with pytest.raises(InputError, match=r"a prompt with its answer has [67]\d\d tokens"):
+        check_scoring(load_pretrained(folder), data, config, split="test", shots=(0,))
+
+
 def test_more_shots_than_training_examples_are_refused_before_the_run(model, rated):
     config = EvaluationConfig(metrics=("accuracy",))
     with pytest.raises(InputError, match="task lamps: 99 shots asked for"):

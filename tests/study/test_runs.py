@@ -378,7 +378,9 @@ def test_a_study_does_not_go_on_with_other_probes_or_other_data(tiny_llama, tmp_
 def test_a_study_can_be_given_more(finished, tiny_llama, files, tmp_path, monkeypatch):
     """A further run and a further seed are made; what was finished is not made again."""
     tree = study_tree(tiny_llama, files)
-    first = {"name": "a", "tasks": ["topic"], "config": {"train.num_steps": 2}}
+    ewc = {"ewc_weight": 0.1, "fisher_tasks": ["rating"], "fisher_examples": 4}
+    remedies = {f"remedies.{name}": value for name, value in ewc.items()}
+    first = {"name": "a", "tasks": ["topic"], "config": {"train.num_steps": 2, **remedies}}
     made, tune = [], runs.tune
 
     def counted(config, folder, *more):
@@ -398,6 +400,7 @@ def test_a_study_can_be_given_more(finished, tiny_llama, files, tmp_path, monkey
     assert matrix["values"][1][1] == pytest.approx(np.mean([row["value"] for row in rows]))
     assert not (tmp_path / "W" / "runs" / "a-seed0" / "checkpoints").exists()
     assert (tmp_path / "W" / "runs" / "a-seed1" / "checkpoints").exists()
+    assert not (tmp_path / "W" / "runs" / "a-seed1" / "fisher").exists()
 
 
 def test_configs_of_runs_are_those_of_their_workdirs(finished, tiny_llama, files):

@@ -3,6 +3,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
@@ -60,6 +61,43 @@ def test_norm_scales_are_not_decayed():
         "final_norm": False,
         "embedding": True,
     }
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_weight_decay_is_the_learning_rate_times_the_weights(name):
+    config = OptimizerConfig(
+        name=name, peak_lr=0.1, warmup_steps=2, schedule="linear", weight_decay=0.3
+    )
+    optimizer, rate = make_optimizer(config, 6), make_schedule(config, 6)
+    params = {"w": jnp.arange(1.0, 7).reshape(2, 3), "norm": jnp.ones(3)}
+    state = optimizer.init(params)
+    for step in range(5):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        np.testing.assert_allclose(updates["w"], -rate(step) * 0.3 * params["w"], rtol=1e-6)
+        assert not updates["norm"].any()
+        params = jax.tree.map(jnp.add, params, updates)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "sgd"])
+def test_rules_without_decay_are_those_of_optax(name):
+    config = OptimizerConfig(name=name, peak_lr=0.1, warmup_steps=0, clip_norm=0.0)
+    schedule = make_schedule(config, 6)
+    reference = {
+        "adafactor": optax.adafactor(schedule, multiply_by_parameter_scale=False),
+        "sgd": optax.sgd(schedule, momentum=0.9),
+    }[name]
+    optimizer = make_optimizer(config, 6)
+    params = {"w": jnp.ones((200, 130)), "b": jnp.ones(3)}
+    states = [one.init(params) for one in (optimizer, reference)]
+    for seed in range(4):
+        keys = jax.random.split(jax.random.key(seed))
+        grads = {"w": jax.random.normal(keys[0], (200, 130)), "b": jax.random.normal(keys[1], 3)}
+        with jax.numpy_dtype_promotion("standard"):
+            mine, states[0] = optimizer.update(grads, states[0], params)
+            theirs, states[1] = reference.update(grads, states[1], params)
+        for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])

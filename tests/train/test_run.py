@@ -14,9 +14,11 @@ from tiny_run import run_tree
 
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
+from ift_jax.data import pipeline
 from ift_jax.errors import InputError
 from ift_jax.pretrained import load_pretrained
 from ift_jax.report.table import score_text
+from ift_jax.train import run
 from ift_jax.train.run import train
 
 
@@ -149,6 +151,55 @@ def test_a_mixture_trains_from_a_prepared_set_and_resumes(tiny_llama, tmp_path):
     losses = [[(r["step"], r["loss"]) for r in map(json.loads, one) if "loss" in r]
               for one in lines]  # fmt: skip
     assert losses[0] == losses[1]
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny_llama, tmp_path):
+    tree = run_tree(tiny_llama, train__eval_every=0, train__save_every=2, train__num_samples=0)
+    task = {"name": "sums", "source": str(tmp_path / "sums.jsonl"), "split_by": []}
+    tree["data"]["tasks"] = [{**task, "validation_fraction": 0.0, "test_fraction": 0.2}]
+    config = build_run_config(tree)
+    records = [json.dumps({"prompt": f"{n} + {n}?", "completion": f"{2 * n}"}) for n in range(40)]
+    whole = "\n".join(records) + "\n"
+    source = tmp_path / "sums.jsonl"
+    source.write_text(whole)
+    save = Checkpoints.save
+
+    def stopped(self, *state):
+        save(self, *state)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "W")
+    card = (tmp_path / "W" / "data" / "card.json").read_text()
+    source.write_text(whole.replace("2 + 2?", "two and two?"))
+    with pytest.raises(InputError, match="the data of task sums is not what the run began with"):
+        train(config, tmp_path / "W")
+    assert (tmp_path / "W" / "data" / "card.json").read_text() == card
+    source.write_text(whole)
+    assert train(config, tmp_path / "W")
+
+
+def test_what_a_mixture_leaves_out_is_named(tiny_llama, tmp_path, capsys):
+    tree = run_tree(tiny_llama)
+    task = {**tree["data"]["tasks"][0], "train_size": 20}
+    tree["data"]["tasks"] = [task, {**task, "name": "rare", "weight": 0.01}]
+    tree["data"]["mixture"] = {"rates": "weights"}
+    config = build_run_config(tree)
+    data = pipeline.build(config.data, load_pretrained(tiny_llama).chat)
+    run._say_what_is_left_out(data)
+    said = "not trained, their share of the mixture being less than one example: rare\n"
+    assert capsys.readouterr().err == said
+
+
+def test_float16_is_refused_for_full_tuning_alone(tiny_llama, tmp_path):
+    tree = run_tree(tiny_llama)
+    tree["model"]["param_dtype"] = "float16"
+    with pytest.raises(InputError, match="param_dtype=float16: full tuning would keep"):
+        train(build_run_config(tree), tmp_path / "W")
+    tree["peft"] = {"method": "lora"}
+    run.check_frozen(build_run_config(tree))
 
 
 def kill_when(condition, process, seconds=240):

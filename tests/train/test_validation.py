@@ -81,6 +81,22 @@ def test_each_task_is_scored_by_its_own_metrics_unless_others_are_asked_for(base
     assert {prompt.task for prompt in plan.prompts} == {"rating", "writing"}
 
 
+def test_metrics_go_to_the_tasks_whose_answers_they_can_score(base):
+    tree = two_tasks("")
+    tree["train"]["eval_metrics"] = ["numeric_match", "exact_match"]
+    both = ("numeric_match", "exact_match")
+    assert metrics_of(planned(base, tree)[2]) == {"rating": both, "writing": ("exact_match",)}
+
+
+def test_a_trained_task_without_validation_is_named(base, capsys):
+    """Else another task alone would decide which step is best, without a word."""
+    planned(base, two_tasks(""))
+    assert "no say in which step" not in capsys.readouterr().err
+    planned(base, two_tasks("", validation_size=0, validation_fraction=0.0))
+    said = "no say in which step is best, without a validation split: writing\n"
+    assert capsys.readouterr().err == said
+
+
 def test_selection_averages_the_trained_tasks_that_have_the_metric(base):
     tree = two_tasks("")
     tree["train"]["select_by"] = "exact_match"
