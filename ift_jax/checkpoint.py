@@ -52,6 +52,23 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
+    @staticmethod
+    def existing(workdir: Path) -> "Checkpoints":
+        """Those of a workdir that is only read, in which nothing is created.
+
+        Raises:
+            InputError: if it has none.
+        """
+        folder = workdir / _FOLDER
+        if folder.is_dir():
+            return Checkpoints(workdir)
+        if (workdir / "runs").is_dir():
+            raise InputError(
+                f"{workdir}: is a study; give one of the runs in {workdir / 'runs'} whose models "
+                "it kept"
+            )
+        raise InputError(f"{folder}: holds no checkpoint; run `ift train` first")
+
     def save(self, state: TrainState, score: float | None, frozen: Any = None) -> None:
         """Writes the state, then removes what is neither the latest nor the best.
 
@@ -222,7 +239,7 @@ def load_workdir(
     run = read_run_config(workdir)
     if run.model.quantize != "none":
         param_dtype = run.model.param_dtype
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints.existing(workdir)
     try:
         step = checkpoints.choose(which)
         model = dataclasses.replace(run.model, dtype=dtype, param_dtype=param_dtype, remat=remat)
@@ -265,7 +282,7 @@ def load_workdir_adapter(
                 f"are {here} (quantize): logits are not those of its run",
                 file=sys.stderr,
             )
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints.existing(workdir)
     try:
         return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)
     finally:

@@ -140,7 +140,7 @@ class LanguageModel:
         """The text of `reply` in pieces, while it is made."""
         from ift_jax.evaluation.texts import stream_text
 
-        return stream_text(
+        pieces = stream_text(
             self.structure,
             self.params,
             self.chat,
@@ -150,6 +150,7 @@ class LanguageModel:
             mesh=self.mesh,
             adapter_rows=self.adapter_rows(None if adapter is None else [adapter], 1),
         )
+        return pieces if self.mesh is None else _made_over(self.mesh, pieces)
 
     def _answers(
         self,
@@ -549,6 +550,16 @@ class LanguageModel:
 
 def _user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
+
+
+def _made_over(mesh: Mesh, pieces: Iterator[str]) -> Iterator[str]:
+    """The same, each made with the mesh set, which whoever takes them does not see."""
+    while True:
+        with jax.set_mesh(mesh):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 def _sampling(options: Mapping[str, Any]) -> "Sampling":

@@ -30,8 +30,7 @@ class MetricsLog:
         """The whole lines of such a file; a line cut off by a crash is left out."""
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One object for a step."""

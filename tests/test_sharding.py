@@ -220,6 +220,7 @@ def test_a_model_on_a_mesh_answers_and_streams_over_it(tiny_llama, monkeypatch):
 
     def seen(mesh, x):
         meshes.append(mesh)
+        assert jax.sharding.get_abstract_mesh().axis_names == mesh.axis_names  # for `constrain`
         return place(mesh, x)
 
     monkeypatch.setattr(generation, "place_rows", seen)
@@ -227,6 +228,7 @@ def test_a_model_on_a_mesh_answers_and_streams_over_it(tiny_llama, monkeypatch):
     asked = [{"role": "user", "content": prompts[0]}]
     pieces = list(model.stream(asked, max_new_tokens=6))
     assert set(meshes) == {mesh}
+    assert not jax.sharding.get_abstract_mesh().axis_names
     assert "".join(pieces) == alone.reply(asked, max_new_tokens=6)
 
 

@@ -6,6 +6,7 @@ prompts of a file are divided among all devices, and with --fsdp and --tensor th
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -51,6 +52,11 @@ _TENSOR = flags.DEFINE_integer(
 def main(_: list[str]) -> None:
     """Runs the verb."""
     path = required(_MODEL, "model")
+    for holder in (_PROMPT, _PROMPTS):
+        if holder.present and not holder.value:
+            raise InputError(f"--{holder.name}: is empty; leave it out for a chat")
+    if not _is_text(_PROMPT.value):
+        raise InputError("--prompt: is not UTF-8")
     if _PROMPT.value and _PROMPTS.value:
         raise InputError("--prompt and --prompts exclude each other")
     if _OUTPUT.value and not _PROMPTS.value:
@@ -112,6 +118,33 @@ def _read_prompts(path: str) -> list[dict]:
     return records
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the shell that are no characters
+        return False
+    return True
+
+
+def _reply(
+    model: "LanguageModel", messages: list[dict[str, str]], options: dict[str, Any]
+) -> Iterator[str]:
+    """Pieces of what is said next; leaves out, and says so, the first turns of a long chat."""
+    while True:
+        pieces = model.stream(messages, **options)
+        try:
+            first = next(pieces, "")
+        except InputError as error:
+            if len(messages) < 3:
+                raise
+            print(f"ift: {error}; the first two turns are left out", file=sys.stderr)
+            del messages[:2]
+            continue
+        yield first
+        yield from pieces
+        return
+
+
 def _chat(model: "LanguageModel", options: dict[str, Any]) -> None:
     """Turns on the terminal until an empty line or the end of input; replies as they are made."""
     messages: list[dict[str, str]] = []
@@ -121,12 +154,14 @@ def _chat(model: "LanguageModel", options: dict[str, Any]) -> None:
             text = input("you> " if watched else "").strip()
         except EOFError:
             text = ""
+        except UnicodeDecodeError as error:
+            raise InputError(f"input that is not UTF-8: {error.reason}") from error
         if not text:
             return
         messages.append({"role": "user", "content": text})
         print("model> " if watched else "", end="", flush=True)
         pieces = []
-        for piece in model.stream(messages, **options):
+        for piece in _reply(model, messages, options):
             print(piece, end="", flush=True)
             pieces.append(piece)
         print(flush=True)

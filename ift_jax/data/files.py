@@ -225,7 +225,11 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is either whole or not there."""
+    """Writes a file that is either whole or not there; where a link leads, and into devices."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

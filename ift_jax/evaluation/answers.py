@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 from jax.sharding import Mesh
 
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
 from ift_jax.data.shots import num_system_turns
+from ift_jax.evaluation.classification import highest
 from ift_jax.evaluation.frames import neutral_prompt, template_frames
 from ift_jax.evaluation.metrics import Need
 from ift_jax.evaluation.predictions import Prediction
@@ -154,7 +154,7 @@ def _with_scores(
     count, place = len(item.choices), asked.options.index(item.completion)
     scores = found.log_likelihoods[:count]
     return prediction._replace(
-        ranked=item.choices[int(np.argmax(scores))] if count else "",
+        ranked=highest(item.choices, scores) if count else "",
         choices=item.choices,
         scores=tuple(scores.tolist()),
         num_choice_tokens=tuple(sizes[:count]),

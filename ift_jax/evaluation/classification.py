@@ -54,7 +54,17 @@ def right_calibrated(predictions: Sequence[Prediction]) -> Float[Array, "N 2"]:
 def _right(
     predictions: Sequence[Prediction], scores: Callable[[Prediction], Array]
 ) -> Float[Array, "N 2"]:
-    return counted([p.choices[int(np.argmax(scores(p)))] == p.answer for p in predictions])
+    return counted([highest(p.choices, scores(p)) == p.answer for p in predictions])
+
+
+def highest(choices: Sequence[str], scores: Sequence[float] | Array) -> str:
+    """The choice of the highest score; "" where a model that has diverged gives no numbers.
+
+    Example:
+        >>> highest(["a", "b"], [-2.0, -1.0]), highest(["a", "b"], [float("nan")] * 2)
+        ('b', '')
+    """
+    return "" if np.isnan(scores).any() else choices[int(np.argmax(scores))]
 
 
 def class_counts(
@@ -113,14 +123,16 @@ def confidence_gaps(predictions: Sequence[Prediction]) -> Float[Array, "N B+1"]:
     """Per bin of confidence: right (1 or 0) less confidence; and the item's weight.
 
     Confidence is the probability of the highest choice among the choices, whose likelihoods
-    are normalised to sum to 1. Bin b holds confidences in (b / NUM_BINS, (b+1) / NUM_BINS].
+    are normalised to sum to 1. Bin b holds confidences in (b / NUM_BINS, (b+1) / NUM_BINS]. Without
+    numbers there is none, and the error is not a number either.
     """
     gaps = np.zeros((len(predictions), NUM_BINS + 1))
     gaps[:, -1] = 1
     for row, p in enumerate(predictions):
         likelihoods = np.exp(np.subtract(p.scores, max(p.scores)))
         confidence = float(likelihoods.max() / likelihoods.sum())
-        number = min(max(int(np.ceil(confidence * NUM_BINS)) - 1, 0), NUM_BINS - 1)
+        place = 0 if np.isnan(confidence) else int(np.ceil(confidence * NUM_BINS)) - 1
+        number = min(max(place, 0), NUM_BINS - 1)
         gaps[row, number] = float(p.ranked == p.answer) - confidence
     return gaps
 

@@ -89,7 +89,7 @@ def randomization_test(
     If the models do not differ, each item's two answers could as well have been the other model's.
     The p-value is the share of seeded exchanges, item by item, whose difference is as large as the
     observed one, which counts among them (Noreen 1989; Riezler and Maxwell 2005). Few items, or
-    one, cannot be significant.
+    one, cannot be significant; nan where the difference is none.
 
     Raises:
         ValueError: if the numbers of items or of statistics disagree.
@@ -99,6 +99,8 @@ def randomization_test(
     first, second = (np.tile(one, (runs // len(one), 1, 1)) for one in (first, second))
     sums, exchanged = (first.sum(axis=1), second.sum(axis=1)), second - first
     observed = abs(float((value(sums[1]) - value(sums[0])).mean()))
+    if math.isnan(observed):
+        return math.nan
     rng, count, far = np.random.default_rng(0), first.shape[1], 0
     at_once = max(_WEIGHTS // max(count, 1), 1)
     for start in range(0, resamples, at_once):

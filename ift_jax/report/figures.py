@@ -22,6 +22,7 @@ from ift_jax.report.palette import ROLES, SERIES
 WIDTH_IN, HEIGHT_IN = 3.5, 2.55
 DPI = 200  # of PNG files
 MAX_LABEL = 22  # letters beside a curve
+MAX_ROW_LABEL = 48  # letters above a value with its interval
 AXIS_POINTS, LETTER_POINTS = 140, 5.5  # of a plot beside whose curves names stand
 
 _INK, _MUTED, _RULE = (ROLES[role].light for role in ("ink", "muted", "rule"))
@@ -209,10 +210,10 @@ def _label_ends(figure: Any, axes: Any, plot: Lines) -> None:
         )
 
 
-def _shortened(label: str) -> str:
-    if len(label) <= MAX_LABEL:
+def _shortened(label: str, size: int = MAX_LABEL) -> str:
+    if len(label) <= size:
         return label
-    half = MAX_LABEL // 2
+    half = size // 2
     return f"{label[: half - 1]}…{label[-half:]}"
 
 
@@ -228,7 +229,8 @@ def _whiskers_figure(plot: Whiskers) -> Any:
         axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=2.2, alpha=0.55,
                   solid_capstyle="round")  # fmt: skip
         axes.plot([dot.value], [row], color=colour, marker="o", markersize=5, clip_on=False)
-        axes.text(0, row - 0.3, dot.label, transform=axes.get_yaxis_transform(), va="center",
+        text = _shortened(dot.label, MAX_ROW_LABEL)
+        axes.text(0, row - 0.3, text, transform=axes.get_yaxis_transform(), va="center",
                   color=_INK, fontsize=8)  # fmt: skip
     axes.set_ylim(len(plot.dots) - 0.5, -0.7)
     axes.set_xlim(*(plot.reach or axes.get_xlim()))

@@ -16,7 +16,7 @@ from ift_jax.report.rows import Row, final_parts, final_rows, first_metric, labe
 from ift_jax.report.table import BASELINES, is_percent, score_text
 
 MAX_TASKS = 60
-MAX_DOTS = 16
+MAX_DOTS = 24
 GREY = -1  # the colour of what is no model
 
 
@@ -30,6 +30,10 @@ def scores_section(rows: Sequence[Row]) -> Section:
     tables += [_score_table(task, of_task[task]) for task in tasks[:MAX_TASKS]]
     seeds = max((row.get("seeds", 1) for row in final), default=1)
     notes = and_more(len(tasks), MAX_TASKS, "tasks in results.json")
+    notes += and_more(
+        max((len(p.dots) for p in plots), default=0), MAX_DOTS, "models in the tables"
+    )
+    plots = [plot._replace(dots=plot.dots[:MAX_DOTS]) for plot in plots]
     if seeds > 1:
         notes.append(
             f"Scores of up to {seeds} seeds are means; their intervals reach from the lowest to "
@@ -58,7 +62,7 @@ def _score_plot(task: tuple[str, str], rows: Sequence[Row]) -> Whiskers:
         f"scores_{task[0]}_{task[1]}",
         f"{task[0]}: {metric}",
         unit,
-        dots[:MAX_DOTS],
+        dots,
         f"{metric} of {task[0]} in {unit}, with 95 % intervals. {said}.",
         reach=(min(0.0, *(dot.low for dot in dots)), 100.0) if unit == "percent" else (),
     )

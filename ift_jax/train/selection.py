@@ -81,7 +81,7 @@ def chosen_of(workdir: Path) -> Chosen:
     Raises:
         InputError: if it has no checkpoint yet.
     """
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints.existing(workdir)
     try:
         return choose(read_run_config(workdir).train, checkpoints)
     finally:

@@ -274,6 +274,24 @@ def test_an_export_without_a_checkpoint(place):
     (place.path / "run" / "config.json").write_text(to_json(build_run_config({})))
     said = place.refusal("export", "--workdir=run", "--output=out")
     assert "checkpoints: holds no checkpoint; run `ift train` first" in said
+    assert [p.name for p in (place.path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_study_as_a_model(place):
+    """It is as it was, and can go on."""
+    (place.path / "study" / "runs").mkdir(parents=True)
+    (place.path / "study" / "config.json").write_text(to_json(build_run_config({})))
+    for verb in (["export", "--workdir=study", "--output=out"],
+                 ["generate", "--model=study", "--prompt=a"]):  # fmt: skip
+        assert "study: is a study; give one of the runs in" in place.refusal(*verb)
+        assert not (place.path / "study" / "checkpoints").exists()
+
+
+def test_a_prompt_without_text(place):
+    """Of an empty variable of the shell; not a chat that nobody sees."""
+    for flag in ("prompt", "prompts"):
+        said = place.refusal("generate", "--model=m", f"--{flag}=", "--output=out.jsonl")
+        assert said == f"--{flag}: is empty; leave it out for a chat"
 
 
 # Models

@@ -341,5 +341,17 @@ def test_train_evaluate_generate_and_export_work_together(place, tiny_llama):
         expected += answer + "\n"
     assert chat.stdout == expected
 
+    # Beyond the context a chat goes on without its first turns, and says so.
+    turns = [letter * 400 for letter in "abc"]
+    chat = place.run("generate", "--model=out", "--max_new_tokens=4", stdin="\n".join(turns))
+    messages, answers = [], []
+    for number, turn in enumerate(turns):
+        messages = messages[2:] if number == 2 else messages
+        messages.append({"role": "user", "content": turn})
+        answers.append("".join(model.stream(messages, max_new_tokens=4)))
+        messages.append({"role": "assistant", "content": answers[-1]})
+    assert chat.stdout == "".join(f"{answer}\n" for answer in answers)
+    assert "exceed the context of 1024; the first two turns are left out\n" in chat.stderr
+
     said = place.refusal("train", "--config=tiny.py", "--workdir=run", "--config.train.num_steps=3")
     assert said.startswith("run: holds a run with another config; config.")

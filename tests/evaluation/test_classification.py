@@ -157,3 +157,18 @@ def test_token_metrics_weigh_tokens_not_items():
     ]
     assert score("token_accuracy", [predictions]).value == pytest.approx(9 / 10)
     assert score("perplexity", [predictions]).value == pytest.approx(np.exp(12 / 10))
+
+
+def test_a_model_that_gives_no_numbers_is_right_nowhere():
+    """Not where the first choice is the answer, which is what the largest of NaNs would be."""
+    nothing = (float("nan"), float("nan"))
+    diverged = [
+        Prediction(
+            answer, ranked="", choices=("a", "b"), scores=nothing, num_choice_tokens=(1, 2),
+            neutral_scores=(-1.0, -2.0),
+        )
+        for answer in "aab"
+    ]  # fmt: skip
+    for metric in ("accuracy", "accuracy_mean", "accuracy_calibrated", "macro_f1", "mcc"):
+        assert score(metric, [diverged]).value == 0
+    assert np.isnan(score("calibration_error", [diverged]).value)
