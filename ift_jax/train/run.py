@@ -104,9 +104,9 @@ def tune(
     _check_same_data(data, workdir)
     # Only now, so that a run that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
-    pipeline.write_card(data, workdir / "data")
+    card = pipeline.write_card(data, workdir / "data")
     write_preview(data, workdir / "data" / "preview.jsonl")
-    _say_what_is_left_out(data)
+    _say_what_is_left_out(card)
     tuned, chosen = fit(config, workdir, mesh, model, data, plan)
     return Tuned(tuned, data, chosen, plan.texts)
 
@@ -132,10 +132,10 @@ def _content(card: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _say_what_is_left_out(data: pipeline.DataSet) -> None:
+def _say_what_is_left_out(card: Mapping[str, Any]) -> None:
     """Names the tasks of which the mixture takes nothing."""
-    _, counts = data.counts()
-    names = [t.config.name for t, n in zip(data.trained(), counts, strict=True) if not n]
+    mixed = card["mixture"].get("tasks", {})
+    names = [name for name, counted in mixed.items() if not counted["drawn"]]
     if names:
         print(
             f"not trained, their share of the mixture being less than one example: "

@@ -188,7 +188,7 @@ def test_what_a_mixture_leaves_out_is_named(tiny_llama, tmp_path, capsys):
     tree["data"]["mixture"] = {"rates": "weights"}
     config = build_run_config(tree)
     data = pipeline.build(config.data, load_pretrained(tiny_llama).chat)
-    run._say_what_is_left_out(data)
+    run._say_what_is_left_out(pipeline.card(data))
     said = "not trained, their share of the mixture being less than one example: rare\n"
     assert capsys.readouterr().err == said
 
