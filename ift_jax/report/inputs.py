@@ -187,8 +187,8 @@ def read_runs(folders: list[Path]) -> list[Run]:
 def _without_scores(run: Run) -> Run:
     """A run of a study, whose results.json has its scores; of its own, which step they are of."""
     missing = tuple(file for file in run.missing if file != "results.json")
-    chosen = {name: run.results[name] for name in ("chosen",) if name in run.results}
-    return replace(run, results=chosen, missing=missing)
+    chosen = run.results.get("chosen")
+    return replace(run, results={"chosen": chosen} if chosen else {}, missing=missing)
 
 
 def read_run(folder: Path, name: str = "") -> Run:

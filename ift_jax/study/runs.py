@@ -44,6 +44,7 @@ from ift_jax.train.run import (
     check_mergeable,
     check_run,
     claim_workdir,
+    refuse_other_data,
     tune,
     with_full_path,
 )
@@ -129,18 +130,6 @@ def _hashes(data: pipeline.DataSet) -> dict[str, dict[str, str]]:
     }
 
 
-def _check_data(found: Mapping[str, Any], workdir: Path) -> None:
-    """Refuses other hashes than those of the data that the study began with."""
-    path = workdir / HASHES
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else found
-    changed = [name for name, splits in found.items() if splits != before.get(name)]
-    if changed:
-        raise InputError(
-            f"{workdir}: the data of task {changed[0]} is not what the study began with, so its "
-            "scores could not be compared; give it the former files, or choose another --workdir"
-        )
-
-
 def _check_metrics(config: RunConfig) -> None:
     """A task's first metric stands in the matrix, so more of it must be better."""
     for task in config.data.tasks:
@@ -192,12 +181,13 @@ def _work(
     names = scored_tasks(config)
     data = _only(whole, names)
     _check(config, workdir, plan, todo, base, data, known, mesh)
-    hashes = _hashes(whole)
-    _check_data(hashes, workdir)
+    hashes, kept = _hashes(whole), workdir / HASHES
+    if kept.exists():
+        refuse_other_data(json.loads(kept.read_text(encoding="utf-8")), hashes, workdir, "study")
     # Only now, so that a study that could not begin leaves the folder free for another; and the
     # config first, since a folder with other files and no config belongs to nobody.
     replace_text(workdir / "config.json", to_json(stored))
-    replace_text(workdir / HASHES, json.dumps(hashes, indent=2) + "\n")
+    replace_text(kept, json.dumps(hashes, indent=2) + "\n")
     told = _Progress(len(todo))
     if BASELINES in todo:
         told.begin(BASELINES, "scored")

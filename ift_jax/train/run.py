@@ -116,20 +116,32 @@ def _check_same_data(data: pipeline.DataSet, workdir: Path) -> None:
     path, checkpoints = workdir / "data" / "card.json", workdir / "checkpoints"
     if not path.exists() or not any(p.name.isdigit() for p in checkpoints.glob("*")):
         return
-    before, now = _content(read_json(path)), _content(pipeline.card(data))
-    changed = [name for name in now if now[name] != before.get(name)]
+    refuse_other_data(_hashes(read_json(path)), _hashes(pipeline.card(data)), workdir, "run")
+
+
+def _hashes(card: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Of all splits that a card tells of."""
+    return {
+        task: {split: told["content_hash"] for split, told in counted["splits"].items()}
+        for task, counted in card["tasks"].items()
+    }
+
+
+def refuse_other_data(
+    before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path, what: str
+) -> None:
+    """Refuses, by the hashes of each task's splits, other data than what something began with.
+
+    Args:
+        what: "run" or "study".
+    """
+    changed = [task for task in now if now[task] != before.get(task)]
     if changed:
         raise InputError(
-            f"{workdir}: the data of task {changed[0]} is not what the run began with, so that it "
-            "cannot go on; give it the former files, or choose another --workdir"
+            f"{workdir}: the data of task {changed[0]} is not what the {what} began with, so what "
+            "came of it cannot go with what would come; give it the former files, or choose "
+            "another --workdir"
         )
-
-
-def _content(card: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {
-        name: [split["content_hash"] for split in task["splits"].values()]
-        for name, task in card["tasks"].items()
-    }
 
 
 def _say_what_is_left_out(card: Mapping[str, Any]) -> None:

@@ -107,9 +107,9 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
     settings = config.train
     held = tuple(_shortened(t, settings.eval_items) for t in data.tasks if t.splits["validation"])
     trained = tuple(task for task in held if task.config.weight)
+    names = {task.config.name for task in trained}
     packed = None
     if trained:
-        names = {task.config.name for task in trained}
         without = [t.config.name for t in data.trained() if t.config.name not in names]
         if without:
             print(
@@ -132,8 +132,7 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
     selecting = tuple(
         each.name
         for each in tasks
-        if each.name in {task.config.name for task in trained}
-        and settings.select_by in each.config.metrics
+        if each.name in names and settings.select_by in each.config.metrics
     )
     _check_selection(config, bool(trained), selecting)
     prompts, max_new_tokens = _samples(config, base, data)
