@@ -129,20 +129,25 @@ def _is_text(text: str) -> bool:
 def _reply(
     model: "LanguageModel", messages: list[dict[str, str]], options: dict[str, Any]
 ) -> Iterator[str]:
-    """Pieces of what is said next; leaves out, and says so, the first turns of a long chat."""
-    while True:
-        pieces = model.stream(messages, **options)
+    """Pieces of what is said next; leaves out, and says so, the first turns of a long chat.
+
+    Raises:
+        InputError: if the last turn has no answer even alone; all turns stay.
+    """
+    for first_turn in range(0, len(messages), 2):
+        pieces = model.stream(messages[first_turn:], **options)
         try:
             first = next(pieces, "")
         except InputError as error:
-            if len(messages) < 3:
-                raise
-            print(f"ift: {error}; the first two turns are left out", file=sys.stderr)
-            del messages[:2]
+            problem = error
             continue
+        if first_turn:
+            print(f"ift: {problem}; the first {first_turn} turns are left out", file=sys.stderr)
+            del messages[:first_turn]
         yield first
         yield from pieces
         return
+    raise problem
 
 
 def _chat(model: "LanguageModel", options: dict[str, Any]) -> None:
@@ -161,8 +166,15 @@ def _chat(model: "LanguageModel", options: dict[str, Any]) -> None:
         messages.append({"role": "user", "content": text})
         print("model> " if watched else "", end="", flush=True)
         pieces = []
-        for piece in _reply(model, messages, options):
-            print(piece, end="", flush=True)
-            pieces.append(piece)
+        try:
+            for piece in _reply(model, messages, options):
+                print(piece, end="", flush=True)
+                pieces.append(piece)
+        except InputError as error:
+            if watched:
+                print(flush=True)
+            print(f"ift: {error}; this message is left out", file=sys.stderr)
+            messages.pop()
+            continue
         print(flush=True)
         messages.append({"role": "assistant", "content": "".join(pieces)})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ift_jax.data.chat_template import ChatTemplate
 from ift_jax.data.chat_template import Message as Message
-from ift_jax.data.tokenization import Encoded, Layout, Tokenization
+from ift_jax.data.tokenization import Encoded, Layout, Tokenization, whole
 from ift_jax.errors import InputError, one_line
 
 # For base models: turns on lines of their own, an answer closed by the end-of-sequence token.
@@ -142,7 +142,7 @@ class Chat:
     def prompt_ids(self, messages: Sequence[Message]) -> NDArray[np.int32]:
         """Token ids of `prompt_text`."""
         text = self.prompt_text(messages)
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
 
     def layout(self, turns: Turns) -> Layout:
         """The whole text of an example, and the spans of characters that are trained.
@@ -227,7 +227,7 @@ class Chat:
     def count_tokens(self, texts: Iterable[str]) -> dict[str, int]:
         """The number of tokens of each distinct text, tokenized by itself."""
         distinct = list(dict.fromkeys(texts))
-        encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
+        encodings = self.backend.encode_batch(distinct, add_special_tokens=False)
         return {text: len(e.ids) for text, e in zip(distinct, encodings, strict=True)}
 
     def most_characters(self, num_tokens: int) -> int:
@@ -264,9 +264,19 @@ class Chat:
 
     def decode_beginning(self, ids: Iterable[int]) -> str:
         """As much of `decode` as stays the same whatever tokens follow."""
-        text = self._text(ids).rstrip("\N{REPLACEMENT CHARACTER}")  # bytes of half a character
+        known = list(ids)
+        while known and known[-1] in self._byte_tokens:
+            known.pop()
+        text = self._text(known).rstrip("\N{REPLACEMENT CHARACTER}")  # bytes of half a character
         opening = self._opening_text
         return "" if opening.startswith(text) else text.removeprefix(opening)
+
+    @cached_property
+    def _byte_tokens(self) -> frozenset[int]:
+        """Tokens of single bytes, as Llama 2 has them: a run of them is one text, or none."""
+        vocabulary = self.tokenizer.get_vocab()
+        names = (f"<0x{byte:02X}>" for byte in range(256))
+        return frozenset(vocabulary[name] for name in names if name in vocabulary)
 
     def _text(self, ids: Iterable[int]) -> str:
         # The clean-up would take away spaces that the model has written.
@@ -294,7 +304,7 @@ class Chat:
         It would be dropped without a trace. SmolLM2 has none for U+0016 and five more.
         """
         for character in sorted(set(text) - self.known_characters):
-            encoding = self._backend.encode(character, add_special_tokens=False)
+            encoding = self.backend.encode(character, add_special_tokens=False)
             if not encoding.ids and not character.isspace():
                 return character
             self.known_characters.add(character)
@@ -308,11 +318,12 @@ class Chat:
     @cached_property
     def tokenization(self) -> Tokenization:
         """The tokenizer, with the tokens of words that it met."""
-        return Tokenization(self._backend)
+        return Tokenization(self.backend)
 
     @property
-    def _backend(self) -> Any:
-        return self.tokenizer.backend_tokenizer
+    def backend(self) -> Any:
+        """The tokenizer of the library `tokenizers`, which gives each text all of its tokens."""
+        return whole(self.tokenizer.backend_tokenizer)
 
 
 def _set_plain_template(tokenizer: Any) -> None:

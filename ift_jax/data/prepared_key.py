@@ -48,7 +48,7 @@ def set_key(config: DataConfig, chat: Chat) -> dict[str, Any]:
         for task in config.tasks
         for t in load_task_templates(task)
     ]
-    backend, special = chat.tokenizer.backend_tokenizer, chat.tokenizer.special_tokens_map
+    backend, special = chat.backend, chat.tokenizer.special_tokens_map
     format_ = [chat.tokenizer.chat_template, chat.bos, chat.opening, chat.end_of_turn, chat.trims]
     tokenizer = [backend.to_str(), special, *format_]
     return {

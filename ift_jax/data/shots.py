@@ -82,15 +82,15 @@ def add_shots(
     missing: Counter[int] = Counter()
     for first in range(0, len(train), _CHUNK):
         asked: dict[int, int] = {}
-        waiting: dict[int, tuple[Example, list[Example]]] = {}
+        drawn: dict[int, tuple[Example, list[Example]]] = {}
         for number in range(first, min(first + _CHUNK, len(train))):
             example = train[number]
             rng = _generator(example, seed)
             count = int(rng.choice(task.train_shots))
             if count and not example.turns.plain:
                 asked[number] = count
-                waiting[number] = example, _drawn(example, pools[example.template], count, rng)
-        for number, example, tokens in _fitting(task, waiting, chat, max_length):
+                drawn[number] = example, _drawn(example, pools[example.template], count, rng)
+        for number, example, tokens in _fitting(task, drawn, chat, max_length):
             missing[asked[number] - example.shots] += 1
             if example.shots:
                 numbers[number] = train.store.append(example, tokens)
@@ -126,22 +126,28 @@ def _shows(shot: Example, example: Example) -> bool:
 
 def _fitting(
     task: TaskConfig,
-    waiting: dict[int, tuple[Example, list[Example]]],
+    drawn: dict[int, tuple[Example, list[Example]]],
     chat: Chat,
     max_length: int,
 ) -> Iterator[tuple[int, Example, Encoded]]:
-    """Each example behind as many of its shots as fit."""
+    """Each example behind as many of its shots as fit: all are tried, then half of what is left."""
+    fitting: dict[int, tuple[Example, Encoded]] = {}
+    most = {number: len(shots) for number, (_, shots) in drawn.items()}
+    waiting = dict(most)
     while waiting:
-        made = [_behind(example, shots) for example, shots in waiting.values()]
-        longer: dict[int, tuple[Example, list[Example]]] = {}
+        tried, waiting = waiting, {}
+        made = [_behind(drawn[n][0], drawn[n][1][:count]) for n, count in tried.items()]
         encoded = chat.encode_layouts(_layout(task, chat, example) for example in made)
-        for number, example, tokens in zip(list(waiting), made, encoded, strict=True):
+        for number, example, tokens in zip(tried, made, encoded, strict=True):
             if len(tokens.ids) <= max_length or not example.shots:
-                yield number, example, tokens
+                fitting[number] = example, tokens
             else:
-                alone, shots = waiting[number]
-                longer[number] = alone, shots[:-1]
-        waiting = longer
+                most[number] = example.shots - 1
+            fewest = fitting[number][0].shots if number in fitting else -1
+            if fewest < most[number]:
+                waiting[number] = (fewest + most[number] + 1) // 2
+    for number, (example, tokens) in sorted(fitting.items()):
+        yield number, example, tokens
 
 
 def _layout(task: TaskConfig, chat: Chat, example: Example) -> Layout:

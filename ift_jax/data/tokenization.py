@@ -38,6 +38,16 @@ PARTING = (
 _WORDS = re.compile(r" *[^ ]+(?:(?<=\s) +[^ ]*)*| +").findall
 
 
+def whole(backend: Any) -> Any:
+    """The tokenizer, without the truncation and padding that its file or its last call left in it.
+
+    transformers sets both anew for each call, so others lose nothing by it.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 class Layout(NamedTuple):
     """A conversation as text, and the spans of characters whose tokens are trained."""
 
@@ -64,7 +74,7 @@ class Encoded:
     @property
     def spans(self) -> NDArray[np.int32]:
         """int32 [n, 2]; the characters of the text that token i covers."""
-        encoding = self.backend.encode(self.text, add_special_tokens=False)
+        encoding = whole(self.backend).encode(self.text, add_special_tokens=False)
         return np.array(encoding.offsets, np.int32).reshape(-1, 2)
 
 
@@ -86,14 +96,13 @@ class Tokenization:
         """Whether words are known to have the same tokens in every text."""
         return (
             self._words_of is not None
-            # These are set from outside, and can change.
-            and self.backend.padding is None
-            and self.backend.truncation is None
+            # This is set from outside, and can change.
             and not self.backend.encode_special_tokens
         )
 
     def encode(self, layouts: Sequence[Layout]) -> list[Encoded]:
         """Token ids of texts, no special tokens added, and which of them are trained."""
+        whole(self.backend)
         if not self.by_words:
             return self.encode_whole(layouts)
         assert self._words_of is not None
@@ -113,7 +122,7 @@ class Tokenization:
     def encode_whole(self, layouts: Sequence[Layout]) -> list[Encoded]:
         """The same, each text given to the tokenizer as it is."""
         texts = [layout.text for layout in layouts]
-        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        encodings = whole(self.backend).encode_batch(texts, add_special_tokens=False)
         return [
             Encoded(
                 np.array(e.ids, np.int32), _trained(layout.trained, e), layout.text, self.backend

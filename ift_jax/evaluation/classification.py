@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from ift_jax.evaluation.intervals import Value
 from ift_jax.evaluation.predictions import Prediction
 
 Array = NDArray[np.float64]
@@ -143,6 +144,19 @@ def calibration_error(sums: Float[Array, "*R B+1"]) -> Float[Array, "*R"]:
     |accuracy - mean confidence| of each bin, weighted by the bin's share of the items.
     """
     return divide(np.abs(sums[..., :-1]).sum(axis=-1), sums[..., -1], np.nan)
+
+
+def calibration_error_near(seen: Float[Array, "*R B+1"]) -> Value:
+    """The same while every bin errs to the side that it was seen to err to, and never below 0.
+
+    Resamples differ from what was seen, so that their absolute gaps are larger on average.
+    """
+    signs = np.sign(seen[..., :-1])
+
+    def value(sums: Float[Array, "*R B+1"]) -> Float[Array, "*R"]:
+        return divide(np.maximum((signs * sums[..., :-1]).sum(axis=-1), 0), sums[..., -1], np.nan)
+
+    return value
 
 
 def right_tokens(predictions: Sequence[Prediction]) -> Float[Array, "N 2"]:

@@ -159,7 +159,7 @@ def _row(metric: str, a: Setting, first: Runs, b: Setting, second: Runs) -> dict
     counts = item_counts(METRICS[metric].items, runs)  # of both at once: the same classes
     cut = len(first.predictions)
     pair = counts[:cut], counts[cut:]
-    found = paired_bootstrap(*pair, METRICS[metric].value)
+    found = paired_bootstrap(*pair, METRICS[metric].value, near=METRICS[metric].near)
     if METRICS[metric].is_share and len(runs) == 2:
         right = counts[:, :, 0] > 0
         p = mcnemar(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))

@@ -142,7 +142,7 @@ def drift_entries(
     entries: list[dict[str, Any]] = []
     if texts is not None and len(texts.measured.lengths):
         kl = kl_from_base(base, tuned, texts, mesh)
-        entries.append({"measure": "KL from the base on neutral text, nats/token", **kl._asdict()})
+        entries.append({"measure": "KL divergence on neutral text, nats/token", **kl._asdict()})
     moved = _moved(base, tuned)
     for path in sorted(moved, key=lambda path: path != "all"):
         which = "all weights" if path == "all" else path

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ift_jax.errors import InputError
 from ift_jax.evaluation.comparison import Runs, by_setting, check_same_items, compare_lines
 from ift_jax.evaluation.intervals import Score, percentiles, resampled_values
-from ift_jax.evaluation.metrics import METRICS, check_metrics, item_counts
+from ift_jax.evaluation.metrics import METRICS, check_metrics, item_counts, score
 from ift_jax.evaluation.predictions import Line
 
 Array = NDArray[np.float64]
@@ -31,12 +31,14 @@ class Scores(NamedTuple):
         values: [T, J].
         resampled: [R, T, J]; the same of resampled items. A task's resamples are the same for
             all stages, so that what is computed from several stages is paired by item.
+        cells: [T, J]; each score with the interval that it has alone, see `metrics.score`.
     """
 
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
     values: Float[Array, "T J"]
     resampled: Float[Array, "R T J"]
+    cells: tuple[tuple[Score, ...], ...]
 
     def interval(self, function: Callable[[Array], Array]) -> Score:
         """What a function [..., T, J] -> [...] makes of the scores, with its 95 % interval."""
@@ -57,6 +59,7 @@ class Scores(NamedTuple):
             tuple(self.metrics[j] for j in columns),
             self.values[:, columns],
             self.resampled[:, :, columns],
+            tuple(tuple(row[j] for j in columns) for row in self.cells),
         )
 
 
@@ -77,7 +80,7 @@ def score_matrix(
     tasks = tuple(by_stage[0])
     chosen = {task: runs.metrics[0] for task, runs in by_stage[0].items()} | dict(metrics or {})
     _check_chosen(chosen, tasks)
-    values, resampled = [], []
+    values, resampled, cells = [], [], []
     for number, task in enumerate(tasks):
         runs = [_of(task, stage, i) for i, stage in enumerate(by_stage)]
         metric = METRICS[chosen[task]]
@@ -90,11 +93,13 @@ def score_matrix(
         drawn = resampled_values(counts, metric.value, seed=number)
         values.append([whole[a:b].mean() for a, b in spans])
         resampled.append(np.stack([drawn[:, a:b].mean(axis=1) for a, b in spans], axis=1))
+        cells.append([score(chosen[task], each.predictions) for each in runs])
     return Scores(
         tasks,
         tuple(chosen[task] for task in tasks),
         np.array(values).T,
         np.stack(resampled, axis=2),
+        tuple(zip(*cells, strict=True)),
     )
 
 
@@ -170,15 +175,14 @@ def matrix_entry(model: str, stages: Sequence[str], scores: Scores) -> Row:
     Args:
         stages: what to call them, "base" among them.
     """
-    low, high = np.quantile(scores.resampled, [0.025, 0.975], axis=0)
     return {
         "model": model,
         "stages": list(stages),
         "tasks": list(scores.tasks),
         "metrics": list(scores.metrics),
         "values": scores.values.tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
+        "low": [[cell.low for cell in row] for row in scores.cells],
+        "high": [[cell.high for cell in row] for row in scores.cells],
         "forgetting": [found._asdict() for found in scores.intervals(forgetting)],
     }
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Value = Callable[[Array], Array]  # sums [..., K] -> values [...]
+Near = Callable[[Array], Value]  # sums [S, K] of all items -> what their resamples are put into
 
 RESAMPLES = 1000
 _WEIGHTS = 2**16  # how often each of N items is in each resample: so many numbers at a time
@@ -44,17 +45,27 @@ def share(successes: float, count: float) -> Score:
     return Score(p, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
-def bootstrap(items: Float[Array, "S N K"], value: Value, resamples: int = RESAMPLES) -> Score:
+def bootstrap(
+    items: Float[Array, "S N K"],
+    value: Value,
+    resamples: int = RESAMPLES,
+    near: Near | None = None,
+) -> Score:
     """A metric, averaged over runs, with its percentile interval over seeded resamples of items.
 
     All runs of a resample hold the same items: the interval is about items, not about seeds.
+
+    Args:
+        near: of a metric that resamples push to one side, its linear approximation around the
+            sums that were seen; the interval is that of this.
 
     Example:
         >>> answers = np.array([[[1.0, 1.0]] * 45 + [[0.0, 1.0]] * 55])  # 45 of 100 are right
         >>> [round(x, 2) for x in bootstrap(answers, lambda sums: sums[..., 0] / sums[..., 1])]
         [0.45, 0.36, 0.55]
     """
-    values = np.concatenate([value(sums).mean(axis=-1) for sums in _resampled(items, resamples)])
+    drawn = value if near is None else near(items.sum(axis=1))
+    values = np.concatenate([drawn(sums).mean(axis=-1) for sums in _resampled(items, resamples)])
     return Score(_overall(items, value), *percentiles(values))
 
 
@@ -63,9 +74,13 @@ def paired_bootstrap(
     second: Float[Array, "T N K"],
     value: Value,
     resamples: int = RESAMPLES,
+    near: Near | None = None,
 ) -> Score:
     """The difference of a metric between two models on the same items, second minus first, with
     the percentile interval of the differences over resamples of items.
+
+    Args:
+        near: as for `bootstrap`.
 
     Raises:
         ValueError: if the numbers of items or of statistics disagree.
@@ -73,7 +88,8 @@ def paired_bootstrap(
     runs = first.shape[0]
     _check_paired(first, second)
     both = np.concatenate([first, second])
-    blocks = [value(sums) for sums in _resampled(both, resamples)]
+    drawn = value if near is None else near(both.sum(axis=1))
+    blocks = [drawn(sums) for sums in _resampled(both, resamples)]
     found = np.concatenate([b[:, runs:].mean(axis=1) - b[:, :runs].mean(axis=1) for b in blocks])
     return Score(_overall(second, value) - _overall(first, value), *percentiles(found))
 

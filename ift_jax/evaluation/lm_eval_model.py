@@ -4,19 +4,22 @@
 """
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jinja2
 import lm_eval.models  # noqa: F401  # else it believes that ours is the only model
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warning_once
 
-from ift_jax.errors import InputError
+from ift_jax.errors import InputError, one_line
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, score_choices
 from ift_jax.evaluation.texts import generate_texts
@@ -24,7 +27,9 @@ from ift_jax.pretrained import load_pretrained
 from ift_jax.sharding import MeshConfig, make_mesh
 
 NAME = "ift_jax"
+_logger = logging.getLogger(__name__)
 _MAX_NEW_TOKENS = 256  # of a task that says nothing, as lm_eval's own models have it
+_TOP_K = 50  # of such a task, if it samples: the default of transformers
 
 
 @register_model(NAME)
@@ -51,7 +56,8 @@ class JaxModel(TemplateLM):
         self.language_model = load_pretrained(
             path, dtype=dtype, param_dtype=param_dtype, mesh=self.mesh
         )
-        self.chat = self.language_model.chat
+        # Texts are the harness's own: what it gets back is all that was generated.
+        self.chat = replace(self.language_model.chat, opening="")
         self.tokenizer: Any = self.language_model.tokenizer
         self.tokenizer_name = path
         self.seed = seed
@@ -82,12 +88,24 @@ class JaxModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        def applied(turns: list[dict[str, str]]) -> str:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        try:
+            return applied(chat_history)
+        except jinja2.TemplateError as error:
+            without = [turn for turn in chat_history if turn["role"] != "system"]
+            if len(without) == len(chat_history):
+                raise InputError(
+                    f"the chat template refuses a prompt: {one_line(error)}"
+                ) from error
+            warning_once(_logger, "The chat template refuses a system turn; it is left out.")
+            return applied(without)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -124,7 +142,9 @@ class JaxModel(TemplateLM):
 
         Continuations of one context, such as a task's answer choices, share a row.
         """
-
+        _tell_of_cuts(
+            [len(context) + len(behind) - 1 for context, behind in pairs], self.max_length
+        )
         questions, places = _questions(pairs, self.max_length)
         with jax.set_mesh(self.mesh):
             scores = score_choices(
@@ -146,7 +166,8 @@ class JaxModel(TemplateLM):
         for number, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(number)
         # Before anything is computed, so that a setting that we do not have costs nothing.
-        samplings = {one: _sampling(json.loads(one), self.seed) for one in groups}
+        own = self.language_model.generation_config
+        samplings = {one: _sampling(json.loads(one), self.seed, own) for one in groups}
         texts: dict[int, str] = {}
         for settings, members in groups.items():
             found = self._generate([requests[n].args[0] for n in members], samplings[settings])
@@ -156,14 +177,15 @@ class JaxModel(TemplateLM):
         return [texts[number] for number in range(len(requests))]
 
     def _generate(self, contexts: Sequence[str], sampling: Sampling) -> list[str]:
-
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
             raise InputError(
                 f"a task generates {sampling.max_new_tokens} tokens, the model's context is "
                 f"{self.max_length}; lower it with --gen_kwargs max_gen_toks=N"
             )
-        prompts = [np.array(self.tok_encode(text)[-room:], np.int32) for text in contexts]
+        encoded = [self.tok_encode(text) for text in contexts]
+        _tell_of_cuts([len(ids) for ids in encoded], room)
+        prompts = [np.array(ids[-room:], np.int32) for ids in encoded]
         with jax.set_mesh(self.mesh):
             return generate_texts(
                 self.language_model.structure,
@@ -186,6 +208,17 @@ def _check_arguments(path: str, others: Mapping[str, Any]) -> None:
         )
     if not path:
         raise InputError("--model_args: path is missing; expected path=FOLDER")
+
+
+def _tell_of_cuts(lengths: Sequence[int], room: int) -> None:
+    """Warns where requests are longer than the model reads, as lm_eval's own models do."""
+    cut = [length for length in lengths if length > room]
+    if cut:
+        _logger.warning(
+            "%d of %d requests are longer than the %d tokens that there is room for, the longest "
+            "has %d; their beginnings are cut off",
+            len(cut), len(lengths), room, max(cut),
+        )  # fmt: skip
 
 
 def _questions(
@@ -216,25 +249,38 @@ def _questions(
     return questions, [(numbers[seen], choice) for seen, choice in places]
 
 
-def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
+def _sampling(settings: Mapping[str, Any], seed: int, own: Mapping[str, Any]) -> Sampling:
     """A task's generation settings as ours.
 
-    Filters are left out where a task does not sample, as they would say nothing.
+    What a task leaves open is as with lm_eval's own model: as the model's generation_config.json
+    has it, and samples are of the 50 most likely tokens where that says nothing. Filters are left
+    out where a task does not sample, as they would say nothing.
+
+    Args:
+        own: that file.
 
     Raises:
         InputError: for a setting that our generation does not have.
     """
     known = dict(normalize_gen_kwargs(dict(settings), _MAX_NEW_TOKENS))
+
+    def take(name: str, default: float) -> float:
+        asked = known.pop(name, None)
+        value = own.get(name) if asked is None else asked
+        return default if value is None else value
+
     stops = tuple(stop for stop in known.pop("until") if stop)
     sampled = known.pop("do_sample")
     fields: dict[str, Any] = {
         "max_new_tokens": known.pop("max_gen_toks"),
-        "temperature": float(known.pop("temperature", 1.0 if sampled else 0.0)),
-        "repetition_penalty": float(known.pop("repetition_penalty", 1.0)),
+        "temperature": float(take("temperature", 1.0)),
+        "repetition_penalty": float(take("repetition_penalty", 1.0)),
     }
+    if not sampled:
+        fields["temperature"] = 0.0
     filters: dict[str, Any] = {
-        "top_k": int(known.pop("top_k", 0)),
-        "top_p": float(known.pop("top_p", 1.0)),
+        "top_k": int(take("top_k", _TOP_K)),
+        "top_p": float(take("top_p", 1.0)),
     }
     if known.get("num_beams") == 1:  # greedy decoding, or sampling, as it is
         del known["num_beams"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ift_jax.errors import InputError
 from ift_jax.evaluation import classification, entities, text_metrics
-from ift_jax.evaluation.intervals import Score, Value, bootstrap, share
+from ift_jax.evaluation.intervals import Near, Score, Value, bootstrap, share
 from ift_jax.evaluation.predictions import Prediction
 
 Need = Literal["ranked", "calibrated", "generated", "reference"]
@@ -32,6 +32,8 @@ class Metric(NamedTuple):
         accepts: whether a reference can be scored; `wants` says what it must be.
         is_percent: shown as a percentage.
         higher_is_better: False for an error.
+        near: what its interval is made of, where resamples of `value` lie to one side; see
+            `intervals.bootstrap`.
     """
 
     items: Callable[[Sequence[Prediction]], NDArray[np.float64]]
@@ -45,6 +47,7 @@ class Metric(NamedTuple):
     wants: str = ""
     is_percent: bool = True
     higher_is_better: bool = True
+    near: Near | None = None
 
 
 def _right(items: Callable, needs: Need, **more: object) -> Metric:
@@ -77,6 +80,7 @@ METRICS: dict[str, Metric] = {
         classification.calibration_error,
         "ranked",
         higher_is_better=False,
+        near=classification.calibration_error_near,
     ),
     "exact_match": _right(text_metrics.exact_match, "generated"),
     "token_f1": Metric(text_metrics.token_f1, classification.mean, "generated"),
@@ -170,6 +174,16 @@ def item_counts(
     return flat.reshape(len(runs), len(runs[0]), -1)
 
 
+def deciding_key(by: str) -> str:
+    """Under which metrics.jsonl holds what decides: the loss, or a metric's mean over tasks.
+
+    Example:
+        >>> deciding_key("loss"), deciding_key("rouge1")
+        ('validation_loss', 'validation_mean_rouge1')
+    """
+    return "validation_loss" if by == "loss" else f"validation_mean_{by}"
+
+
 def generates(name: str) -> bool:
     """Whether a metric reads generated text."""
     return METRICS[name].needs == "generated"
@@ -178,4 +192,4 @@ def generates(name: str) -> bool:
 def _score(counts: NDArray[np.float64], metric: Metric) -> Score:
     if metric.is_share:  # of several runs that of their mean, as if it were of one
         return share(*counts.sum(axis=1).mean(axis=0).tolist())
-    return bootstrap(counts, metric.value)
+    return bootstrap(counts, metric.value, near=metric.near)

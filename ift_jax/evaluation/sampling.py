@@ -50,6 +50,7 @@ class Sampling:
             ("top_k", self.top_k >= 0, "a count, or 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "a probability above 0, up to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
+            ("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1"),
         ):
             if not right:
                 raise InputError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -1,6 +1,6 @@
 """Rank classification: the log-likelihood of every answer choice behind a prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat, Message, Turns
+from ift_jax.data.tokenization import Encoded, Layout
 from ift_jax.errors import InputError
 from ift_jax.evaluation import batching
 from ift_jax.evaluation.batching import (
@@ -25,6 +26,8 @@ from ift_jax.evaluation.batching import (
 )
 from ift_jax.models.decoder import Params, Prefix, Structure
 from ift_jax.train.loss import CHUNK_TARGETS, token_nll
+
+CHARACTERS_AT_ONCE = 2**20  # of prompts with their choices, tokenized together
 
 
 class Question(NamedTuple):
@@ -58,18 +61,44 @@ def encode_questions(chat: Chat, questions: Sequence[Sequence[Turns]]) -> list[Q
     tokens are the prompt and the rest belongs to the choices. Of plain text, which has no prompt,
     what is first is given: the token that begins every text, or its own first one.
     """
-    encoded = iter(chat.encode_layouts(chat.layout(turns) for each in questions for turns in each))
     found = []
-    for choices in questions:
-        group = [next(encoded) for _ in choices]
-        shared = min(int(np.argmax(e.trained)) for e in group)
-        if choices[0].plain:
-            shared = max(shared, 1)
-        for e in group:
-            differs = np.flatnonzero(e.ids[:shared] != group[0].ids[:shared])
-            shared = int(differs[0]) if len(differs) else shared
-        found.append(Question(group[0].ids[:shared], tuple(e.ids[shared:] for e in group)))
+    for some in _some_at_once(chat, questions):
+        encoded = iter(chat.encode_layouts(layout for layouts, _ in some for layout in layouts))
+        for layouts, plain in some:
+            found.append(_question([next(encoded) for _ in layouts], plain=plain))
     return found
+
+
+def _some_at_once(
+    chat: Chat, questions: Iterable[Sequence[Turns]]
+) -> Iterator[list[tuple[list[Layout], bool]]]:
+    """The layouts of questions' choices, and whether they are plain text; in parts of bounded size.
+
+    All of them at once would be each item's prompt once for each choice.
+    """
+    some: list[tuple[list[Layout], bool]] = []
+    num_characters = 0
+    for choices in questions:
+        layouts = [chat.layout(turns) for turns in choices]
+        some.append((layouts, choices[0].plain))
+        num_characters += sum(len(layout.text) for layout in layouts)
+        if num_characters > CHARACTERS_AT_ONCE:
+            yield some
+            some, num_characters = [], 0
+    if some:
+        yield some
+
+
+def _question(choices: Sequence[Encoded], *, plain: bool) -> Question:
+    shared = min(int(np.argmax(e.trained)) for e in choices)
+    if plain:
+        shared = max(shared, 1)
+    first = choices[0].ids
+    for e in choices:
+        differs = np.flatnonzero(e.ids[:shared] != first[:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    # Copies: a slice would keep the whole text's tokens, of each choice.
+    return Question(first[:shared].copy(), tuple(e.ids[shared:].copy() for e in choices))
 
 
 def choice_log_likelihoods(

@@ -71,8 +71,9 @@ def _chosen(
         turns = {answers[index]: f"{turn:09}" for turn, index in enumerate(order)}
         labels = [turns[e.completion] for e in pool]
     chosen = take_subset(keys, count, labels=labels, balance=balance, fill=balance, seed=seed)
-    # Classes would come in their own order; exemplars in the order of their keys do not.
-    return [pool[index] for index in sorted(chosen, key=lambda i: keys[i])]
+    # They would come class by class; the seed's order is another.
+    order = subset_order([keys[index] for index in chosen], seed=seed)
+    return [pool[chosen[place]] for place in order]
 
 
 def ask(
@@ -98,19 +99,29 @@ def ask(
     """
     limit = model.structure.context_length
     found: dict[int, Asked] = {}
-    waiting, longest = list(range(len(items))), 0
-    for count in range(shots, -1, -1):
-        asked = _ask(model, task, [items[i] for i in waiting], count, seed, scored)
-        lengths = [_length(a, new_tokens) for a in asked]
-        found |= {i: a for i, a, n in zip(waiting, asked, lengths, strict=True) if n <= limit}
-        waiting = [i for i, n in zip(waiting, lengths, strict=True) if n > limit]
-        longest = max(lengths)
-        if not waiting:
-            return [found[i] for i in range(len(items))]
-    raise InputError(
-        f"task {task.config.name}: a prompt with its answer has {longest} tokens, the model's "
-        f"context is {limit}; lower config.data.max_length or config.evaluation.max_new_tokens"
-    )
+    # The most exemplars that an item may still turn out to have room for. All are tried first, then
+    # half of what is left to know, as more exemplars never make a prompt shorter.
+    most = dict.fromkeys(range(len(items)), shots)
+    waiting = {shots: list(most)}
+    while waiting:
+        tried, waiting = waiting, {}
+        for count, members in tried.items():
+            asked = _ask(model, task, [items[i] for i in members], count, seed, scored)
+            for i, one in zip(members, asked, strict=True):
+                if (length := _length(one, new_tokens)) <= limit:
+                    found[i] = one
+                elif count:
+                    most[i] = count - 1
+                else:
+                    raise InputError(
+                        f"task {task.config.name}: a prompt with its answer has {length} tokens, "
+                        f"the model's context is {limit}; lower config.data.max_length or "
+                        "config.evaluation.max_new_tokens"
+                    )
+                fewest = found[i].shots if i in found else -1
+                if fewest < most[i]:
+                    waiting.setdefault((fewest + most[i] + 1) // 2, []).append(i)
+    return [found[i] for i in range(len(items))]
 
 
 def _ask(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from ift_jax.evaluation.metrics import deciding_key
 from ift_jax.report.elements import (
     MAX_COLOURS,
     MAX_FIGURES,
@@ -69,7 +70,7 @@ def _task_metrics(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     for metric in dict.fromkeys(key.rpartition("/")[2] for key in keys):
         if sum(key.rpartition("/")[2] == metric for key in keys) > 1:  # else its task shows it
             unit = "percent" if is_percent(metric) else metric
-            found.append((f"Mean {metric} in validation", unit, "", f"validation_{metric}"))
+            found.append((f"Mean {metric} in validation", unit, "", deciding_key(metric)))
     return found
 
 

@@ -169,11 +169,15 @@ def _probes_table(probes: Sequence[Mapping[str, Any]]) -> Table:
 
 def _drift_table(drift: Sequence[Mapping[str, Any]]) -> Table:
     measures = list(dict.fromkeys(sign["measure"] for sign in drift))
-    cells = {(_method(sign), sign["measure"]): f"{sign['value']:.4g}" for sign in drift}
-    methods = list(dict.fromkeys(map(_method, drift)))
+    cells = {(_drifted(sign), sign["measure"]): f"{sign['value']:.4g}" for sign in drift}
+    methods = list(dict.fromkeys(map(_drifted, drift)))
     return Table(
-        "Early signs: how far a model went from the base",
+        "Early signs: how far a tuning moved the model that it began with",
         ["model", *measures],
         [[m, *(cells.get((m, measure), "–") for measure in measures)] for m in methods[:MAX_ROWS]],
         and_more(len(methods), MAX_ROWS, "models in results.json"),
     )
+
+
+def _drifted(sign: Mapping[str, Any]) -> str:
+    return f"{_method(sign)}, from {sign['before']}" if "before" in sign else _method(sign)

@@ -46,7 +46,8 @@ Beside its rows a study's results.json may have (RESULTS):
     changes?   CHANGE each: after minus before on the same items. `counted` is false where the
                model before tuning did not beat the baselines
     drift?     DRIFT each: a cheap early sign of forgetting, such as the distance of the weights
-               from the base or the KL divergence on neutral text, with its unit in `measure`
+               from those of the model before, or the KL divergence on neutral text, with its
+               unit in `measure`; `before?` is that model
     probes?    PROBE each: which probes count for the model that the target is tuned from, and why
     costs?     COST each: what a run took; seconds of its steps, compilation included
     findings?  FINDING each: what the numbers say, in sentences

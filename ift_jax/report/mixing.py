@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from ift_jax.evaluation.metrics import METRICS
 from ift_jax.report.elements import (
     MAX_COLOURS,
     MAX_COLUMNS,
@@ -38,7 +39,8 @@ def mixing_section(runs: Sequence[Run]) -> Section:
         plots += _plot(target, curves, of)
         tables.append(_table(run, curves, of))
     intro = (
-        "Weights between those of the base and of the tuned model, by the share of the tuned ones."
+        "Weights between those that a tuning began with and those that it made, by the share of "
+        "the latter."
         if mixed
         else ""
     )
@@ -48,23 +50,35 @@ def mixing_section(runs: Sequence[Run]) -> Section:
 def _target_and_retained(run: Run) -> tuple[str, list[str]]:
     """The task that was to be learned, "" where there are several, and those to be kept.
 
-    A study says which; of a workdir it is what was trained, and what was only scored.
+    A study says which; of a workdir it is what was trained, and what was only scored, but for
+    tasks whose first metric is no share, or of which less is better: these have no common mean.
     """
     if run.is_study:
         return run.results.get("target", ""), run.results.get("retained", [])
     its = run.card.get("mixture", {}).get("tasks", {})
     trained = [task for task, counts in its.items() if counts["drawn"]]
-    kept = [task for task in dict.fromkeys(r["task"] for r in run.rows) if task not in trained]
+    first = _first_metrics(run.rows)
+    kept = [task for task in first if task not in trained and _is_better_when_more(first[task])]
     return (trained[0], kept) if len(trained) == 1 else ("", [])
+
+
+def _first_metrics(rows: Sequence[Row]) -> dict[str, str]:
+    """Of each task the metric that figures show."""
+    return {
+        task: first_metric([row for row in rows if row["task"] == task])
+        for task in dict.fromkeys(row["task"] for row in rows)
+    }
+
+
+def _is_better_when_more(metric: str) -> bool:
+    known = METRICS.get(metric)
+    return known is None or (known.is_percent and known.higher_is_better)
 
 
 def _curves(run: Run) -> dict[str, list[_Mix]]:
     """By model, the scores at each share by the first metric of each task."""
     rows = [row for row in pooled(run.rows) if not is_part(row)]
-    first = {
-        task: first_metric([row for row in rows if row["task"] == task])
-        for task in dict.fromkeys(row["task"] for row in rows)
-    }
+    first = _first_metrics(rows)
     _, kept = _target_and_retained(run)
     found: dict[str, dict[float, dict[str, Row]]] = {}
     for row in rows:

@@ -87,7 +87,12 @@ def _examples(target: str, run: StudyRun, models: Mapping[str, Model]) -> Findin
     ]
     # Behind the last size that is worse than the largest, every one is as good.
     enough = 1 + max((i for i, lack in enumerate(missing) if lack.low > 0), default=-1)
-    answer += f" From {sizes[enough]} on no difference from {sizes[-1]} shows."
+    if len(sizes) > 1:
+        answer += (
+            f" From {sizes[enough]} on no difference from {sizes[-1]} shows."
+            if enough < len(sizes) - 1
+            else f" {sizes[-2]} are still worse than {sizes[-1]}, so more may help."
+        )
     # Against each prompt, not only the one that scores best on these very items.
     prompted = _prompted(target, models)
     against = _on(target, [*prompted, *curve])
@@ -178,7 +183,7 @@ def _on(task: str, models: Sequence[Model]) -> Scores:
 
 
 def _score(scores: Scores, stage: int) -> str:
-    found = scores.interval(lambda v: v[..., stage, 0])
+    found = scores.cells[stage][0]
     return f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
 
 

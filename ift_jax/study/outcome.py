@@ -235,7 +235,12 @@ def _drift(workdir: Path, planned: Planned) -> list[dict[str, Any]]:
     entries = json.loads(path.read_text(encoding="utf-8"))["drift"]
     size = f" of {planned.train_size}" if planned.train_size else ""
     return [
-        {**entry, "model": f"{planned.run.name}{size}", "seed": planned.seed}
+        {
+            **entry,
+            "model": f"{planned.run.name}{size}",
+            "before": planned.run.after or "base",
+            "seed": planned.seed,
+        }
         for entry in entries
         if not entry["measure"].startswith("relative") or entry["measure"].endswith("all weights")
     ]

@@ -119,6 +119,11 @@ def _check_names(config: RunConfig) -> None:
         raise InputError("config.data.tasks: no task is given")
     if not config.study.runs:
         raise InputError("config.study.runs: no run is given")
+    if config.evaluation.interpolation:
+        raise InputError(
+            "config.evaluation.interpolation: a study scores weights that lie between by the "
+            "interpolations of its runs (config.study.runs); leave it empty"
+        )
     study: StudyConfig = config.study
     names = [task.name for task in config.data.tasks]
     lists: list[tuple[str, Sequence[str], Sequence[str]]] = [
@@ -188,9 +193,16 @@ def _run_config(
     for name, value in run.config.items():
         _set_field(tree, name, value, where)
     try:
-        return build_run_config(tree)
+        made = build_run_config(tree)
     except InputError as error:
         raise InputError(f"config.study.runs: {run.name}: {error}") from error
+    for made_task in made.data.tasks:
+        if made_task.name in trained and not made_task.weight:
+            raise InputError(
+                f"config.study.runs: {run.name}: trains {made_task.name}, whose weight is 0, so "
+                "that nothing of it would be drawn; give the task a weight"
+            )
+    return made
 
 
 def _set_field(tree: dict[str, Any], name: str, value: Any, where: str) -> None:

@@ -110,12 +110,15 @@ def _claim(config: RunConfig, workdir: Path, plan: Sequence[Planned]) -> None:
 
 
 def _check_scored(workdir: Path, key: str, tasks: Sequence[str], asks: str) -> None:
-    """Refuses a finished part that was scored on other tasks than it should have been."""
+    """Refuses a finished part that was scored on other tasks than it should have been.
+
+    Some tasks have no baseline, as plain text has none.
+    """
     if not _is_finished(workdir, key):
         return
     folder = run_folder(workdir, key)
     scored = {row["task"] for row in _read(folder)["rows"]}
-    if scored != set(tasks):
+    if not scored <= set(tasks) or (key != BASELINES and scored != set(tasks)):
         raise InputError(
             f"{folder}: was scored on {', '.join(sorted(scored))}, not on what {asks}; choose "
             "another --workdir"

@@ -23,7 +23,7 @@ class OptimizerConfig:
         warmup_steps: optimizer steps of linear warmup from 0.
         schedule: what follows: "cosine" or "linear" decay to `final_share` of the peak, or
             "constant".
-        final_share: the learning rate at the last step, as a share of peak_lr.
+        final_share: of peak_lr; the learning rate that one more step would have.
         weight_decay: decoupled: a step takes the learning rate times this of each weight, whatever
             the rule; matrices only, never norms.
         clip_norm: the largest global gradient norm; 0 does not clip.
@@ -56,7 +56,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: warmup, then the schedule down to the last step.
+    """Learning rate by step: warmup, then the schedule, which ends one step behind the last.
 
     The first step is not wasted: warmup over w steps starts at peak / w.
     """

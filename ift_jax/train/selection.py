@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ift_jax.checkpoint import Checkpoints
 from ift_jax.config import TrainConfig, read_run_config
-from ift_jax.evaluation.metrics import METRICS
+from ift_jax.evaluation.metrics import METRICS, deciding_key
 
 
 class Chosen(NamedTuple):
@@ -40,10 +40,10 @@ def oriented_score(by: str, values: Mapping[str, float]) -> float | None:
     Example:
         >>> oriented_score("loss", {"validation_loss": 2.5})
         -2.5
-        >>> oriented_score("rouge1", {"validation_rouge1": 0.3})
+        >>> oriented_score("rouge1", {"validation_mean_rouge1": 0.3})
         0.3
     """
-    value = values.get(f"validation_{by}")
+    value = values.get(deciding_key(by))
     if value is None:
         return None
     return -math.inf if math.isnan(value) else _sign(by) * value
@@ -62,7 +62,7 @@ def choose(settings: TrainConfig, checkpoints: Checkpoints, num_steps: int = 0) 
         return Chosen(step, "last step", None, last, why)
     only = not settings.eval_every or settings.eval_every >= last
     why = (
-        "the last step, the only one that was validated"
+        "the last step, the only one that was kept"
         if only
         else f"the best validation {by.replace('_', ' ')}"
     )

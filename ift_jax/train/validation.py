@@ -20,7 +20,7 @@ from ift_jax.data.pipeline import DataSet, TaskData
 from ift_jax.data.rows import packed_rows
 from ift_jax.errors import InputError
 from ift_jax.evaluation.answers import num_new_tokens
-from ift_jax.evaluation.metrics import METRICS, accepts, generates
+from ift_jax.evaluation.metrics import METRICS, accepts, deciding_key, generates
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.shots import ask
 from ift_jax.evaluation.tasks import (
@@ -120,8 +120,8 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
         packed = pack_split(config, loss_data, "validation", num_epochs=1)
     looked_at = held if settings.eval_tasks == "all" else trained
     scored = [_scoring(config, data, task) for task in looked_at]
-    for metric in set(settings.eval_metrics) - {"loss"}:
-        if scored and not any(metric in each.config.metrics for each in scored):
+    for metric in dict.fromkeys(settings.eval_metrics):
+        if metric != "loss" and not any(metric in each.config.metrics for each in scored):
             raise InputError(
                 f"config.train.eval_metrics: no task with a validation split can be scored by "
                 f"{metric}: it needs answer choices, questions, or answers of another kind"
@@ -225,8 +225,8 @@ def validate(config: RunConfig, plan: Plan, model: LanguageModel, mesh: Mesh) ->
     """What metrics.jsonl holds of a validation.
 
     validation_loss and validation_token_accuracy are over all targets of the tasks that are
-    trained, "validation/<task>/<metric>" is a task's score, and validation_<select_by> is what
-    decides: of a metric the mean over tasks.
+    trained, "validation/<task>/<metric>" is a task's score, and what decides stands under
+    `metrics.deciding_key`: of a metric the mean over tasks.
     """
     values = {}
     if plan.packed is not None:
@@ -244,7 +244,7 @@ def validate(config: RunConfig, plan: Plan, model: LanguageModel, mesh: Mesh) ->
             if row["metric"] == by and row["task"] in plan.selecting:
                 deciding.append(row["value"])
     if deciding:
-        values[f"validation_{by}"] = float(np.mean(deciding))
+        values[deciding_key(by)] = float(np.mean(deciding))
     return values
 
 

@@ -351,7 +351,13 @@ def test_train_evaluate_generate_and_export_work_together(place, tiny_llama):
         answers.append("".join(model.stream(messages, max_new_tokens=4)))
         messages.append({"role": "assistant", "content": answers[-1]})
     assert chat.stdout == "".join(f"{answer}\n" for answer in answers)
-    assert "exceed the context of 1024; the first two turns are left out\n" in chat.stderr
+    assert "exceed the context of 1024; the first 2 turns are left out\n" in chat.stderr
+
+    # What is too long by itself is left out, and neither turns nor the chat are lost for it.
+    turns = ["Hello", "b" * 1100, "And then?"]
+    again = place.run("generate", "--model=out", "--max_new_tokens=4", stdin="\n".join(turns))
+    assert (again.status, again.stdout) == (0, expected)
+    assert again.stderr.count("exceed the context of 1024; this message is left out\n") == 1
 
     said = place.refusal("train", "--config=tiny.py", "--workdir=run", "--config.train.num_steps=3")
     assert said.startswith("run: holds a run with another config; config.")

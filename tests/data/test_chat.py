@@ -1,10 +1,13 @@
 """What is trained is the completion and the end of turn, whatever the tokenizer does to them."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import make_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from ift_jax.data.chat import PLAIN_TEMPLATE, Chat, Turns, UnusableTurns
 from ift_jax.errors import InputError
@@ -280,3 +283,33 @@ def test_decoding_leaves_special_tokens_out(chat):
 def test_tokens_are_counted_per_distinct_text(chat):
     assert chat.count_tokens(["a", "漢", "a", ""]) == {"a": 1, "漢": 3, "": 0}
     assert chat.count_tokens([]) == {}
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_what_others_left_in_the_tokenizer_cuts_nothing(tmp_path, reloaded):
+    """A call of transformers leaves its truncation and padding there, and a file keeps them."""
+    tokenizer = make_tokenizer()
+    chat = Chat.of(tokenizer)
+    turns = user("Is this a good lamp?")
+    pairs = [(turns, "yes"), (turns, "no, not at all, never")]
+    prompt, encoded = chat.prompt_ids(turns), chat.encode(pairs)
+    whole = chat.tokenization.encode_whole([chat.layout(Turns(tuple(turns), "yes"))])
+    counts = chat.count_tokens(["a long text"])
+
+    tokenizer(["a", "b c d"], truncation=True, max_length=5, padding=True)
+    if reloaded:
+        tokenizer.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]
+        chat = Chat.of(AutoTokenizer.from_pretrained(tmp_path))
+        chat.tokenizer.backend_tokenizer.enable_truncation(5)
+    np.testing.assert_array_equal(chat.prompt_ids(turns), prompt)
+    tokenizer(["a", "b c d"], truncation=True, max_length=5, padding=True)
+    for one, other in zip(chat.encode(pairs), encoded, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.trained, other.trained)
+        assert len(one.spans) == len(one.ids)
+    tokenizer(["a", "b c d"], truncation=True, max_length=5, padding=True)
+    [found] = chat.tokenization.encode_whole([chat.layout(Turns(tuple(turns), "yes"))])
+    np.testing.assert_array_equal(found.ids, whole[0].ids)
+    tokenizer(["a", "b c d"], truncation=True, max_length=5, padding=True)
+    assert chat.count_tokens(["a long text"]) == counts

@@ -141,6 +141,22 @@ def test_calibration_error_equals_scikit_learns_calibration_curve():
     assert found.low <= found.value <= found.high
 
 
+def test_the_interval_of_a_calibration_error_holds_it_and_reaches_down_to_0():
+    """Resamples of an honest model have gaps of their own, so all of them err more than it."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        confidences = rng.uniform(0.501, 0.999, 150)
+        honest = two_choices(confidences, rng.random(150) < confidences)
+        found = score("calibration_error", [honest])
+        assert 0 <= found.low <= found.value <= found.high < 0.25
+    lows = []
+    for _ in range(20):
+        confidences = rng.uniform(0.501, 0.999, 400)
+        lows.append(score("calibration_error", [two_choices(confidences, rng.random(400) < 0.4)]))
+    assert min(one.low for one in lows) > 0.2
+    assert all(one.low < one.value < one.high for one in lows)
+
+
 def test_calibration_error_is_0_for_honest_and_1_for_certain_and_wrong():
     honest = two_choices([0.75] * 4, [True, True, True, False])
     assert score("calibration_error", [honest]).value == pytest.approx(0)

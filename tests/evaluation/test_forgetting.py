@@ -93,9 +93,11 @@ def test_the_matrix_holds_the_scores_of_each_stage(stages):
                 for i, (n, t) in enumerate([(0.5, 0.4), (0.9, 0.5), (0.6, 0.9)])]  # fmt: skip
     np.testing.assert_allclose(found.values, expected)
     assert found.resampled.shape == (1000, 3, 2)
+    entry = matrix_entry("m", ["base", "a", "b"], found)
     for i, j in np.ndindex(3, 2):  # near the interval that a share has
         count = (60, 80)[j]
         wilson = share(expected[i][j] * count, count)
+        assert (entry["low"][i][j], entry["high"][i][j]) == pytest.approx((wilson.low, wilson.high))
         low, high = np.quantile(found.resampled[:, i, j], [0.025, 0.975])
         assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=0.05)
 

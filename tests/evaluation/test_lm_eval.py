@@ -55,6 +55,16 @@ metric_list:
   - metric: exact_match
 """,
 }
+PLAIN = """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs:
+  until: ["e"]
+  max_gen_toks: 20
+metric_list:
+  - metric: exact_match
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def folder(tmp_path_factory):
 def tasks(tmp_path_factory):
     path = tmp_path_factory.mktemp("tasks")
     (path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    for name, text in TASKS.items():
+    for name, text in {**TASKS, "plain": PLAIN}.items():
         (path / f"{name}.yaml").write_text(
             f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
             f"{path / 'data.jsonl'}\ntest_split: test\nfewshot_split: test\n{text}"
@@ -166,8 +176,8 @@ def test_arguments_that_mean_nothing_here_are_refused(arguments, message):
 
 def test_a_setting_of_generation_that_we_do_not_have_is_refused():
     with pytest.raises(InputError, match="generate with 'num_beams'"):
-        ours._sampling({"until": [], "num_beams": 4}, 0)
-    assert ours._sampling({"until": [], "num_beams": 1}, 0) == Sampling(max_new_tokens=256)
+        ours._sampling({"until": [], "num_beams": 4}, 0, {})
+    assert ours._sampling({"until": [], "num_beams": 1}, 0, {}) == Sampling(max_new_tokens=256)
 
 
 def test_settings_of_all_requests_are_read_before_any_is_computed(folder, monkeypatch):
@@ -185,10 +195,78 @@ def test_the_settings_of_a_task_are_those_of_generation():
     expected = Sampling(
         max_new_tokens=256, stop="x", seed=3, temperature=0.5, repetition_penalty=1.2, **filters
     )
-    assert ours._sampling({**sampled, "temperature": 0.5}, 3) == expected
-    assert ours._sampling(sampled, 3).temperature == 1
+    assert ours._sampling({**sampled, "temperature": 0.5}, 3, {}) == expected
+    assert ours._sampling(sampled, 3, {}).temperature == 1
     greedy = {"until": ["\n", ""], "max_gen_toks": 9, "do_sample": False, **filters}
-    assert ours._sampling(greedy, 0) == Sampling(max_new_tokens=9, stop=["\n"])
+    assert ours._sampling(greedy, 0, {}) == Sampling(max_new_tokens=9, stop=["\n"])
+
+
+def test_what_a_task_leaves_open_is_as_the_models_own_file_has_it():
+    own = {"top_k": 7, "top_p": None, "temperature": 0.6, "repetition_penalty": 1.1}
+    sampled = {"until": [], "do_sample": True}
+    expected = Sampling(max_new_tokens=256, temperature=0.6, top_k=7, repetition_penalty=1.1)
+    assert ours._sampling(sampled, 0, own) == expected
+    assert ours._sampling({**sampled, "top_k": 3}, 0, own).top_k == 3
+    assert ours._sampling(sampled, 0, {}).top_k == 50  # transformers' default
+    greedy = ours._sampling({"until": []}, 0, own)
+    assert greedy == Sampling(max_new_tokens=256, repetition_penalty=1.1)
+
+
+@pytest.fixture(scope="module")
+def peculiar(tmp_path_factory):
+    """Its answers begin with a blank, a system turn is refused, and repetitions are punished."""
+    path = tmp_path_factory.mktemp("lm_eval") / "peculiar"
+    save_variant(path, max_position_embeddings=72)
+    (path / "generation_config.json").write_text('{"eos_token_id": 1, "repetition_penalty": 1.4}')
+    (path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ '<|im_start|>' + m['role'] }}{% if m['role'] == 'assistant' %}{{ ' ' }}"
+        "{% endif %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+    return path
+
+
+def test_settings_of_the_model_and_a_template_without_system_turns_are_as_in_lm_eval(
+    peculiar, tasks
+):
+    options = {"apply_chat_template": True, "system_instruction": "Be brief."}
+    reference = {"pretrained": str(peculiar), "dtype": "float32", "max_length": 72}
+    expected, _ = run("hf", reference, tasks, ["plain"], device="cpu", **options)
+    found, _ = run("ift_jax", {"path": str(peculiar)}, tasks, ["plain"], **options)
+    assert found["plain"] == expected["plain"]
+    assert len({str(text) for text in found["plain"]}) > 1
+
+
+def test_a_chat_template_that_refuses_the_turns_themselves_is_said(peculiar):
+    model = ours.JaxModel(path=str(peculiar))
+    model.tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(InputError, match="the chat template refuses a prompt: never"):
+        model.apply_chat_template([{"role": "user", "content": "a"}])
+
+
+def test_generated_blanks_that_a_chat_would_open_a_turn_with_stay(peculiar):
+    model = ours.JaxModel(path=str(peculiar))
+    assert model.language_model.chat.opening == " "
+    ids = model.tokenizer.encode("    return x", add_special_tokens=False)
+    assert model.language_model.chat.decode(ids) == "   return x"
+    assert model.chat.decode(ids) == "    return x"
+
+
+def test_requests_that_are_cut_are_counted(folder, caplog):
+    model = ours.JaxModel(path=str(folder))
+    asked = [Instance("generate_until", {}, (text, {"until": [], "max_gen_toks": 8}), 0)
+             for text in ("a" * 64, "b" * 65, "c" * 90)]  # fmt: skip
+    model.generate_until(asked)
+    said = (
+        "2 of 3 requests are longer than the 64 tokens that there is room for, the longest has 90"
+    )
+    assert said in caplog.text
+    caplog.clear()
+    model._loglikelihood_tokens([(("c", "d"), [5] * 71, [6, 7]), (("c", "d"), [5] * 71, [6])])
+    assert "1 of 2 requests are longer than the 72 tokens" not in caplog.text
+    model._loglikelihood_tokens([(("c", "d"), [5] * 72, [6, 7]), (("c", "d"), [5] * 72, [6])])
+    assert "1 of 2 requests are longer than the 72 tokens" in caplog.text
 
 
 def test_without_lm_eval_the_command_says_what_to_install(monkeypatch):

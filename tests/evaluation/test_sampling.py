@@ -117,6 +117,8 @@ def test_what_is_not_asked_for_is_not_computed():
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p: expected a probability .*, got 0\.0"),
         ({"temperature": 1.0, "top_p": 1.1}, r"top_p: expected a probability .*, got 1\.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty: expected a number above 0"),
+        ({"seed": -1}, r"seed: expected 0 to 2\*\*32 - 1, got -1"),
+        ({"seed": 2**32}, r"seed: expected 0 to 2\*\*32 - 1, got 4294967296"),
         ({"top_k": 5}, "top_k: has no effect at temperature 0"),
         ({"top_p": 0.5}, "top_p: has no effect at temperature 0"),
         ({"stop": ["a", ""]}, r"stop: expected texts that are not empty, got \['a', ''\]"),

@@ -1,5 +1,6 @@
 """Ranking by log-likelihood, against transformers scoring every full text on its own."""
 
+import tracemalloc
 from itertools import pairwise
 
 import jax
@@ -175,6 +176,42 @@ def test_questions_are_tokenized_as_training_tokenizes_them(model, questions):
             (encoded,) = model.chat.encode([(messages, choice)])
             np.testing.assert_array_equal(np.concatenate([question.prompt, ids]), encoded.ids)
             np.testing.assert_array_equal(ids, encoded.ids[encoded.trained])
+
+
+def test_questions_are_the_same_however_many_are_tokenized_together(model, monkeypatch):
+    turns = [choice_turns(messages, choices) for messages, choices in ASKED]
+    whole = encode_questions(model.chat, turns)
+    for limit in (0, 300):
+        monkeypatch.setattr(scoring, "CHARACTERS_AT_ONCE", limit)
+        found = encode_questions(model.chat, turns)
+        for one, other in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(one.prompt, other.prompt)
+            for mine, theirs in zip(one.choices, other.choices, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+    assert encode_questions(model.chat, []) == []
+
+
+def test_many_choices_do_not_multiply_the_memory_of_their_prompt(chat, monkeypatch):
+    """A text holds the whole prompt once for each choice; a question holds it once."""
+    monkeypatch.setattr(scoring, "CHARACTERS_AT_ONCE", 2**16)
+    asked = [
+        choice_turns([{"role": "user", "content": f"{n} " + "word " * 400}], map(str, range(40)))
+        for n in range(40)
+    ]
+    encode_questions(chat, asked)
+    peaks = []
+    for count in (4, 40):
+        tracemalloc.start()
+        try:
+            found = encode_questions(chat, asked[:count])
+            peaks.append(tracemalloc.get_traced_memory())
+        finally:
+            tracemalloc.stop()
+        assert len(found) == count
+    (_, few), (kept, many) = peaks
+    # 2,030 tokens a prompt, of which 40 would be 13 MB for all items.
+    assert kept < 40 * (2_100 * 4 + 40 * 300)
+    assert many - few < 1e6
 
 
 def test_a_choice_that_merges_with_the_prompt_starts_where_all_texts_still_agree():

@@ -16,6 +16,7 @@ from ift_jax.data import pipeline
 from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.errors import InputError
 from ift_jax.evaluation import answers, intervals, metrics
+from ift_jax.evaluation import shots as few_shots
 from ift_jax.evaluation.baselines import random_scores
 from ift_jax.evaluation.metrics import METRICS
 from ift_jax.evaluation.shots import ask, exemplars
@@ -288,6 +289,42 @@ def test_exemplars_are_balanced_whatever_their_number(place):
             if count in (1, 4):
                 more.setdefault(count, set()).add(counts.index(max(counts)))
     assert all(len(found) > 1 for found in more.values())
+
+
+def test_the_seed_decides_the_order_of_exemplars_too(model, place):
+    """Also where all of a template's examples are exemplars, whichever seed draws them."""
+    [task] = place.data("Rate", records=RECORDS[:8], test_fraction=0.0, test_size=0).tasks
+    count = len(task.splits["train"])
+    found = [exemplars(task, "Rate", count, seed) for seed in range(6)]
+    asked = [[m["content"] for m in one[::2]] for one in found]
+    assert all(sorted(one) == sorted(asked[0]) for one in asked)
+    assert len({tuple(one) for one in asked}) > 3
+    assert len({one[0] for one in asked}) > 2
+    assert exemplars(task, "Rate", count, 0) == found[0]
+
+
+def test_finding_how_many_exemplars_fit_takes_few_tries(tmp_path_factory, monkeypatch):
+    path = tmp_path_factory.mktemp("short") / "model"
+    model = load_pretrained(save_variant(path, max_position_embeddings=700))
+    data = Place(tmp_path_factory.mktemp("data"), model.chat).data("Rate")
+    [task] = data.tasks
+    items, tried = task.splits["test"], []
+    inner = few_shots._ask
+
+    def watched(model, task, items, count, *rest):
+        tried.append(count)
+        return inner(model, task, items, count, *rest)
+
+    monkeypatch.setattr(few_shots, "_ask", watched)
+    asked = ask(model, task, items, 40, 0, scored=True, new_tokens=0)
+    assert 3 < min(a.shots for a in asked) <= max(a.shots for a in asked) < 20
+    # All at once, then halves, of which items that differ take different ones.
+    assert len(tried) == len(set(tried)) < 15
+    for item, one in zip(items, asked, strict=True):
+        [again] = inner(model, task, [item], one.shots, 0, True)
+        assert again.messages == one.messages
+        [more] = inner(model, task, [item], one.shots + 1, 0, True)
+        assert few_shots._length(again, 0) <= 700 < few_shots._length(more, 0)
 
 
 def test_a_class_that_runs_out_leaves_its_turns_to_the_others(place):

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from conftest import make_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from ift_jax.data.chat import Chat
 from ift_jax.errors import InputError
@@ -60,6 +62,27 @@ def test_bytes_that_never_become_a_character_come_at_the_end(chat, monkeypatch):
     found, _ = pieces_of(chat, "", monkeypatch, ids=ids)
     assert "".join(found) == chat.decode(ids)
     assert found[0] == "a"
+
+
+def test_a_run_of_byte_tokens_waits_for_its_end(monkeypatch):
+    """Llama 2 has tokens of single bytes: unless a run of them is a text, each is a mark alone."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocab = {token: n for n, token in enumerate(["<s>", "</s>", *bytes_, "a", "b"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(["<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+    byte_chat = Chat.of(tokenizer)
+    ids = tokenizer.encode("a你b")
+    assert len(ids) == 5
+    found, _ = pieces_of(byte_chat, "", monkeypatch, ids=ids)
+    assert found == ["a", "你b"]
+    for cut in range(1, len(tokenizer.encode("a你好"))):
+        ids = tokenizer.encode("a你好")[:cut]
+        found, _ = pieces_of(byte_chat, "", monkeypatch, ids=ids)
+        assert "".join(found) == byte_chat.decode(ids)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])

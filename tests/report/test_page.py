@@ -185,6 +185,16 @@ def test_a_workdir_shows_its_scores_between_base_and_tuned(tmp_path):
     [curve] = plot.curves
     assert list(curve.x) == pytest.approx([90, 65, 40])
     assert list(curve.y) == pytest.approx([20, 40, 60])
+    # Of perplexity less is better, and it is no share: it has no mean with them.
+    for share in (0.0, 0.5, 1.0):
+        found["rows"].append(
+            row("tuned", "notes", "perplexity", 20 + 10 * share, interpolation=share)
+        )
+    write(folder, {"results.json": dump(found)})
+    [table_] = sections(folder)["mixing"].tables
+    assert table_.rows[1][:2] == ["tuned, 50% tuned", "65.0"]
+    assert "notes: perplexity" in table_.columns
+    assert table_.notes[0] == "Retained is the mean over names."
 
 
 def test_two_studies_keep_apart_what_their_runs_of_one_name_found(tmp_path):
@@ -272,7 +282,7 @@ def test_many_rows_and_runs_are_cut_with_a_note(tmp_path):
 
 def test_the_mean_that_selects_is_drawn_where_there_are_several_tasks(tmp_path):
     checked = {"validation/a/accuracy": 0.4, "validation/b/accuracy": 0.6}
-    line = {"step": 3, "validation_loss": 1.0, **checked, "validation_accuracy": 0.5}
+    line = {"step": 3, "validation_loss": 1.0, **checked, "validation_mean_accuracy": 0.5}
     folder = write(tmp_path / "w", {"config.json": "{}", "metrics.jsonl": lines([line])})
     titles = [plot.title for plot in sections(folder)["training"].plots]
     assert titles[1:] == [

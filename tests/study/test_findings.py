@@ -6,6 +6,7 @@ import pytest
 from tiny_study import study_tree
 
 from ift_jax.config import build_run_config
+from ift_jax.evaluation.intervals import share
 from ift_jax.evaluation.predictions import Line, Prediction
 from ift_jax.study.findings import Model, findings
 from ift_jax.study.outcome import reference_run
@@ -112,8 +113,16 @@ def test_a_size_must_beat_every_prompt(ask):
     said = ask(models(**{"base at 5 shots": 90}))["How many examples suffice?"]
     assert said.endswith("None of them beats every prompt of the base model.")
     said = ask(models(**{"base at 5 shots": 90, "curve of 50": 100}))["How many examples suffice?"]
-    assert "From 50 on no difference from 50 shows." in said
+    assert "10 are still worse than 50, so more may help." in said
     assert said.endswith("50 are the fewest that beat every prompt of the base model.")
+
+
+def test_a_score_has_the_interval_that_it_has_in_the_table(ask):
+    """Of none right a resample is none right, too, which says nothing about the model."""
+    said = ask(models(**{"curve of 4": 0}))["How many examples suffice?"]
+    low, high = share(0, COUNT)[1:]
+    assert f"4: 0 [{100 * low:.0f}, {100 * high:.0f}]" in said
+    assert "4: 0 [0, 4]" in said
 
 
 def test_what_was_lost_gained_and_does_not_count_is_named(ask):

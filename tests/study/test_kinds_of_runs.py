@@ -79,6 +79,13 @@ def test_each_remedy_repeats_the_second_stage(finished):
     }  # fmt: skip
 
 
+def test_a_study_with_a_probe_that_has_no_baseline_goes_on(finished, tiny_llama, files):
+    workdir, results = finished
+    config = build_run_config(tree_of(tiny_llama, files, runs=RUNS))
+    assert "notes" not in {r["task"] for r in results["rows"] if r["model"] == "majority"}
+    assert study(config, workdir)["rows"] == results["rows"]
+
+
 def test_a_run_tunes_beside_what_it_quantizes(finished):
     workdir, results = finished
     before, folder = params(workdir, "first"), workdir / "runs" / "qlora-seed0"

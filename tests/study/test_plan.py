@@ -70,6 +70,28 @@ def test_a_run_changes_any_field_by_its_name(tmp_path):
     assert same == config(tmp_path).data.tasks[1]
 
 
+def test_a_task_that_a_run_trains_has_a_weight(tmp_path):
+    """As a config of `ift train` has its probes, with weight 0, a run would draw nothing of it."""
+    tree = study_tree(tmp_path / "model", tmp_path, runs=[{"name": "a"}])
+    tree["data"]["tasks"][1]["weight"] = 0.0
+    [alone] = make_plan(build_run_config(tree), tmp_path)
+    assert alone.trains == ("rating",)
+    run = {"name": "b", "tasks": ["rating", "topic"]}
+    tree["study"]["runs"] = [run]
+    with pytest.raises(InputError, match=r"b: trains topic, whose weight is 0, .* give the task"):
+        make_plan(build_run_config(tree), tmp_path)
+    run["config"] = {"data.tasks[1].weight": 0.5}
+    [both] = make_plan(build_run_config(tree), tmp_path)
+    assert [task.weight for task in both.config.data.tasks] == [1, 0.5]
+
+
+def test_what_lies_between_is_asked_for_by_the_runs(tmp_path):
+    tree = study_tree(tmp_path / "model", tmp_path)
+    tree["evaluation"]["interpolation"] = [0.5]
+    with pytest.raises(InputError, match=r"config\.evaluation\.interpolation: .*interpolations of"):
+        make_plan(build_run_config(tree), tmp_path)
+
+
 def test_others_are_compared_with_the_first_plain_tuning_scored_on_everything(tmp_path):
     every = [{"name": "a"}, {"name": "b", "tasks": ["topic"]},
              {"name": "c", "after": "b", "scores": ["rating"]},

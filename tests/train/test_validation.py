@@ -15,6 +15,7 @@ from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import TrainConfig, build_run_config
 from ift_jax.data import pipeline
 from ift_jax.errors import InputError
+from ift_jax.evaluation.metrics import deciding_key
 from ift_jax.evaluation.tasks import evaluate
 from ift_jax.pretrained import load_pretrained
 from ift_jax.report.inputs import read_run
@@ -164,7 +165,7 @@ def test_validation_looks_at_the_first_items_of_the_trained_tasks(base, mesh):
     assert values["validation_loss"] == pytest.approx(nll / weight, rel=1e-5)
     assert {"validation/rating/accuracy", "validation/rating/token_accuracy",
             "validation/writing/token_accuracy"} <= values.keys()  # fmt: skip
-    assert values["validation_accuracy"] == values["validation/rating/accuracy"]
+    assert values["validation_mean_accuracy"] == values["validation/rating/accuracy"]
     assert values["validation/rating/accuracy"] in (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -190,7 +191,7 @@ def test_samples_are_of_each_task_in_turn_and_are_what_the_model_generates(base,
      ("loss", math.nan, -math.inf), ("accuracy", math.nan, -math.inf)],
 )  # fmt: skip
 def test_scores_know_which_way_is_better(by, value, score):
-    assert oriented_score(by, {f"validation_{by}": value}) == score
+    assert oriented_score(by, {deciding_key(by): value}) == score
     assert oriented_score(by, {}) is None
 
 
@@ -242,7 +243,7 @@ def test_a_single_validation_chooses_nothing_and_says_so(tmp_path):
     settings, checkpoints = checkpointed(tmp_path, {30: 0.4})
     settings = dataclasses.replace(settings, eval_every=0, patience=0)
     chosen = choose(settings, checkpoints, num_steps=30)
-    assert chosen.why == "the last step, the only one that was validated"
+    assert chosen.why == "the last step, the only one that was kept"
 
 
 def worsening(model):
@@ -338,6 +339,37 @@ def test_what_cannot_be_merged_is_not_to_be_interpolated(tiny_llama, tmp_path):
     with pytest.raises(InputError, match=says):
         train(build_run_config(tree), tmp_path / "W")
     assert not (tmp_path / "W" / "metrics.jsonl").exists()
+
+
+def test_metrics_of_a_validation_that_there_is_not_are_refused(base):
+    tree = run_tree("")
+    tree["data"]["tasks"][0] |= {"validation_size": 0, "validation_fraction": 0.0}
+    tree["train"]["eval_metrics"] = ["loss"]
+    assert planned(base, tree)[2].tasks == ()
+    tree["train"]["eval_metrics"] = ["accuracy"]
+    with pytest.raises(InputError, match="eval_metrics: no task with a validation split can be"):
+        planned(base, tree)
+
+
+def test_token_accuracy_of_all_targets_and_its_mean_over_tasks_are_told_apart(
+    base, mesh, monkeypatch
+):
+    """Answers of many tokens count as much as those of one only in the mean."""
+    tree = two_tasks("", validation_size=6)
+    tree["train"] |= {"eval_metrics": ["token_accuracy"], "select_by": "token_accuracy"}
+    config, _, plan = planned(base, tree)
+
+    def scored(_, data, *__, **___):
+        [task] = [one.config.name for one in data.tasks]
+        value = {"rating": 0.2, "writing": 0.8}[task]
+        return [{"task": task, "metric": "token_accuracy", "value": value}]
+
+    monkeypatch.setattr(validation, "evaluate", scored)
+    monkeypatch.setattr(validation, "divided", lambda _: (1.0, 0.7))
+    values = validate(config, plan, base, mesh)
+    assert values["validation_token_accuracy"] == 0.7
+    assert values["validation_mean_token_accuracy"] == pytest.approx(0.5)
+    assert oriented_score("token_accuracy", values) == pytest.approx(0.5)
 
 
 def test_samples_of_the_start_are_made_once_also_without_validation(tiny_llama, tmp_path):
