@@ -7,7 +7,7 @@ import pytest
 
 from ift_jax.batch import Batch
 from ift_jax.errors import InputError
-from ift_jax.evaluation import generation
+from ift_jax.evaluation import batching, generation
 from ift_jax.evaluation.generation import generate, generate_one
 from ift_jax.evaluation.sampling import Sampling
 from ift_jax.evaluation.scoring import Question, choice_log_likelihoods
@@ -123,6 +123,50 @@ def test_meshes_agree_on_scores_and_generated_tokens(name, params):
     mesh = mesh_of(name)
     with jax.set_mesh(mesh):
         mesh_tokens, mesh_scores = results(placed(params, mesh), mesh)
+    for a, b in zip(tokens, mesh_tokens, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(scores, mesh_scores, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["data=8", "fsdp=2 x data=2 x tensor=2"])
+def test_meshes_agree_on_prompts_with_a_common_beginning(name, params, monkeypatch):
+    """It is computed once and read by the rows of all parts; caches are cut as the rows are."""
+    generator = np.random.default_rng(2)
+    common = generator.integers(2, 40, 40).astype(np.int32)
+    prompts = [np.append(common, generator.integers(2, 40, n)).astype(np.int32) for n in (3, 9, 5)]
+    questions = [Question(p, (p[:2], p[:1])) for p in prompts]
+    greedy = Sampling(max_new_tokens=5)
+    monkeypatch.setattr(batching, "DECODE_TOKENS", 0)  # else sharing so few rows is not worth it
+    monkeypatch.setattr(batching, "DECODE_ROWS", 1)
+    monkeypatch.setattr(batching, "BATCH_TOKENS", 1)
+    shared, cut, prefix, decode = [], [], batching._prefix_cache, generation._decode
+
+    def watched_prefix(structure, params, tokens):
+        shared.append(tokens.shape)
+        return prefix(structure, params, tokens)
+
+    def watched_decode(*args):
+        state = decode(*args)
+        cut.append(not state.cache.k.sharding.is_fully_replicated)
+        return state
+
+    monkeypatch.setattr(batching, "_prefix_cache", watched_prefix)
+    monkeypatch.setattr(generation, "_decode", watched_decode)
+
+    def results(params, mesh):
+        tokens = generate(STRUCTURE, params, prompts, greedy, stop_ids=[1], mesh=mesh)
+        return tokens, choice_log_likelihoods(STRUCTURE, params, questions, mesh=mesh)
+
+    tokens, scores = results(params, None)
+    assert (len(shared), any(cut)) == (2, False)
+    cut.clear()
+    mesh = mesh_of(name)
+    with jax.set_mesh(mesh):
+        mesh_tokens, mesh_scores = results(placed(params, mesh), mesh)
+    assert len(shared) == 4
+    assert cut
+    assert all(cut)
     for a, b in zip(tokens, mesh_tokens, strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(scores, mesh_scores, strict=True):

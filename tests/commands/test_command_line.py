@@ -31,6 +31,35 @@ def python(*arguments, cwd, **options):
 # Help
 
 
+CHAT = """
+import sys, time
+from pathlib import Path
+from ift_jax.commands import generate
+
+class Slow:
+    def stream(self, messages, **options):
+        yield "first"
+        while not Path("go").exists():
+            time.sleep(0.01)
+        yield " second"
+
+generate._chat(Slow(), {})
+"""
+
+
+def test_a_chat_prints_each_piece_when_it_is_made(tmp_path):
+    """Through a pipe, where Python itself would wait for the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CHAT], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as chat:
+        chat.stdin.write(b"Hello\n")
+        chat.stdin.close()
+        assert chat.stdout.read(5) == b"first"
+        (tmp_path / "go").touch()
+        assert chat.stdout.read() == b" second\n"
+    assert chat.returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
 def test_without_a_verb_the_verbs_are_listed(place, arguments):
     outcome = place.run(*arguments)

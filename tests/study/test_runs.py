@@ -246,11 +246,31 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(
     assert not (workdir / "results.json").exists()
     assert not (workdir / "runs" / "single-seed0" / "results.json").exists()
     made.clear()
+    evaluate, scored = runs.evaluate, []
+
+    def cut_off(*args, name, keep, **more):
+        scored.append(name)
+        kept = []
+
+        def keep_some(line):
+            if scored.count("single") == 2 and len(kept) == 2:
+                raise KeyboardInterrupt
+            kept.append(line)
+            return keep(line)
+
+        return evaluate(*args, name=name, keep=keep_some, **more)
+
+    with monkeypatch.context() as patch:  # while the weights half-way are scored
+        patch.setattr(runs, "evaluate", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            study(config, workdir)
+    half = workdir / "runs" / "single-seed0-at-0.5"
+    assert len((half / "predictions.jsonl").read_text().splitlines()) == 2
+    assert not (half / "results.json").exists()
+    assert made == ["single-seed0"]
+    made.clear()
     again = study(config, workdir)
-    assert made == [
-        "single-seed0", "replay-seed0", "lora-seed0", "more-seed0", "curve-4-seed0",
-        "curve-10-seed0",
-    ]  # fmt: skip
+    assert made == ["replay-seed0", "lora-seed0", "more-seed0", "curve-4-seed0", "curve-10-seed0"]
     steps = (workdir / "runs" / "single-seed0" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps if "learning_rate" in line] == [1, 2, 3, 4]
     assert without_times(again) == without_times(results)

@@ -20,7 +20,7 @@ from ift_jax.evaluation.tasks import evaluate
 from ift_jax.pretrained import load_pretrained
 from ift_jax.report.inputs import read_run
 from ift_jax.sharding import MeshConfig, make_mesh
-from ift_jax.train import run, validation
+from ift_jax.train import loop, run, validation
 from ift_jax.train.run import train
 from ift_jax.train.selection import choose, is_over, oriented_score
 from ift_jax.train.step import TrainState
@@ -289,6 +289,41 @@ def test_a_run_that_stops_early_says_so_and_scores_the_chosen_step(stopped):
     best = load_workdir(stopped.workdir, which="2").params
     for x, y in zip(jax.tree.leaves(best), jax.tree.leaves(stopped.tested["tuned"]), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_a_workdir_is_its_chosen_step(stopped, base):
+    """Whoever names it: `ift evaluate`, `ift generate`, runs that go on, weights between."""
+    best, last = (load_workdir(stopped.workdir, which=which).params for which in ("2", "latest"))
+    half = load_workdir(stopped.workdir, share=0.5).params
+    for load in (load_workdir, load_pretrained):
+        found = load(stopped.workdir).params
+        trees = map(jax.tree.leaves, (found, best, last, base.params, half))
+        for x, y, z, start, between in zip(*trees, strict=True):
+            np.testing.assert_array_equal(x, y)
+            assert np.abs(np.subtract(x, z)).max() > 0
+            middle = (np.asarray(start) + np.asarray(y)) / 2
+            np.testing.assert_allclose(between, middle, rtol=1e-5, atol=1e-6)
+
+
+def test_a_metric_chooses_another_step_than_the_loss(tiny_llama, tmp_path, monkeypatch):
+    """The loss falls until the end; answers were right most often at step 2."""
+    tree = run_tree(tiny_llama)
+    tree["train"] = {"num_steps": 4, "batch_size": 8, "eval_every": 1, "select_by": "exact_match",
+                     "patience": 1}  # fmt: skip
+    tree["evaluation"] = {"shots": [0], "max_new_tokens": 4, "metrics": ["exact_match"]}
+    right, calls = [0.1, 0.2, 0.9, 0.3, 0.3], []
+
+    def validated(*_):
+        calls.append(len(calls))
+        number = calls[-1]
+        return {"validation_loss": 5.0 - number, deciding_key("exact_match"): right[number]}
+
+    monkeypatch.setattr(loop, "validate", validated)
+    train(build_run_config(tree), tmp_path / "W")
+    chosen = json.loads((tmp_path / "W" / "results.json").read_text())["chosen"]
+    assert (chosen["step"], chosen["by"], chosen["value"]) == (2, "exact_match", 0.9)
+    assert chosen["last_step"] == 3
+    assert chosen["why"].startswith("the best validation exact match; training stopped at step 3")
 
 
 def test_the_test_split_is_scored_once_and_only_after_training(stopped):
