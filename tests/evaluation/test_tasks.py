@@ -15,7 +15,7 @@ from torch_reference import save_variant, torch_model
 from ift_jax.data import pipeline
 from ift_jax.data.config import DataConfig, TaskConfig
 from ift_jax.errors import InputError
-from ift_jax.evaluation import answers, intervals, metrics
+from ift_jax.evaluation import answers, batching, intervals, metrics, scoring
 from ift_jax.evaluation import shots as few_shots
 from ift_jax.evaluation.baselines import random_scores
 from ift_jax.evaluation.metrics import METRICS
@@ -262,6 +262,33 @@ def test_host_memory_does_not_grow_with_prompts(model, place, monkeypatch):
             tracemalloc.stop()
     # An item with its prediction takes 2 KB, and 46 where its tokens behind exemplars stay.
     assert peaks[1] - peaks[0] < 5000 * (counts[1] - counts[0])
+
+
+def test_exemplars_and_prompts_are_computed_once_for_all_items_and_choices(
+    model, rated, monkeypatch
+):
+    """Positions that go through the model are a fifth of those of all full texts, or fewer."""
+    positions, prefix, nll = [], batching._prefix_cache, scoring._target_nll
+
+    def watched_prefix(structure, params, tokens):
+        positions.append(tokens.size)
+        return prefix(structure, params, tokens)
+
+    def watched_nll(*args):
+        positions.append(args[4].size)
+        return nll(*args)
+
+    monkeypatch.setattr(batching, "_prefix_cache", watched_prefix)
+    monkeypatch.setattr(scoring, "_target_nll", watched_nll)
+    lines = []
+    rows_of(model, rated, "accuracy", shots=(5,), keep=lines.append)
+    full = sum(
+        len(model.tokenizer(line.prompt, add_special_tokens=False).input_ids) + len(choice) + 1
+        for line in lines
+        for choice in line.prediction.choices
+    )
+    assert len(lines) == len(rated.tasks[0].splits["test"]) > 10
+    assert full > 5 * sum(positions)
 
 
 # Exemplars
