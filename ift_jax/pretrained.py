@@ -28,6 +28,7 @@ from ift_jax.models import decoder
 from ift_jax.models.decoder import Compute, Params
 from ift_jax.models.quantization import Quantized, dense_tree, quantized_shardings
 from ift_jax.models.quantization import quantize as quantize_weight
+from ift_jax.peft.whole import at_path
 from ift_jax.sharding import param_shardings
 from ift_jax.vocabulary import extended_tokenizer
 
@@ -229,7 +230,7 @@ def _placing(
     kind, mesh = memory.quantize, memory.mesh
     in_axes = {row.path: row.in_axes for row in rows if row.in_axes and row.per_layer}
     where = None if mesh is None else weights.flat_paths(param_shardings(mesh, axes, shapes))
-    names = {path: weights.at_path(axes, path) for path in weights.flat_paths(shapes)}
+    names = {path: at_path(axes, path) for path in weights.flat_paths(shapes)}
 
     def place(path: str, array: NDArray[Any]) -> Any:
         if kind == "none" or path not in in_axes:

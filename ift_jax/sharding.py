@@ -24,7 +24,16 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1 and takes what devices remain."""
+    """The config's section `mesh`: into how many parts devices are divided, along three axes.
+
+    Their product is the number of devices; one of them may be -1 and takes what remains.
+
+    Attributes:
+        data: parts that each compute their own rows of a batch, with whole weights.
+        fsdp: parts that each compute their own rows, too, and keep only a share of the weights and
+            of the optimizer's state; layers are gathered as they are used.
+        tensor: parts that share the heads, MLP columns and vocabulary of every layer.
+    """
 
     data: int = -1
     fsdp: int = 1

@@ -19,9 +19,17 @@ class TaskConfig:
 
     Attributes:
         name: as it stands in cards and results.
-        source: a path, a glob, "embedded:reviews", or several of these.
-        file_format, encoding, columns, delimiter, quoted, records_at, line_pattern, subset,
-        split: how to read it; see `ift_jax.data.sources.read_records`.
+        source: a path, a glob, "embedded:reviews", "hub:owner/name", or several of these.
+        file_format: of files whose extension does not say it: one of
+            `ift_jax.data.sources.FILE_FORMATS`.
+        encoding: of text files.
+        columns: names for files without a header; of "parallel" files a name for each.
+        delimiter: between cells, if not the comma of csv and the tab of tsv.
+        quoted: whether csv and tsv cells may stand in double quotes.
+        records_at: where records stand inside JSON, such as "data.*.paragraphs.*.qas".
+        line_pattern: a regular expression that matches a whole line of text; its named groups
+            become the columns.
+        subset, split: of a hub source.
         rename: columns under the names that templates or the format know, each "old=new", such as
             ("text=reviews", "label=sentiment"). All other fields go by the new names.
         format: what a record is: "columns" (labelled columns, for templates),
@@ -214,30 +222,32 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Attributes:
-    tasks: what to train on and to score.
-    path: source of the first task, in place of its own.
-    max_length: tokens of an example at most.
-    row_length: tokens of a packed row; 0 takes max_length less the shared prefix, or
-        four times the longest example if that is less, and up to a quarter less than either
-        where that fills rows better. Without packing, 0 takes the longest example.
-    share_prefix: what all examples begin with stands beside the rows and is computed once a
-        batch instead of once an example; results are the same.
-    on_too_long: what happens to a longer one: "drop" rejects it, "truncate" cuts the middle
-        of its prompt, never its completion, "error" stops.
-    pack: several examples share a row; False gives each its own.
-    packing: "best_fit" puts each example, longest first, into the row that it fills best;
-        "first_fit" takes them in their order and the first row with room.
-    mixture: how much of each task an epoch holds.
-    decontaminate: tasks of this config of whose validation and test texts and answers no run of
-        words may stand in anything that is trained, be it asked or answered; records that
-        hold one are dropped. What is equal as a whole is dropped without being named here.
-    decontaminate_ngram, decontaminate_overlap: words that a shared run needs, and the share
-        of the evaluation text's runs that must be shared (0: one is enough).
-    prepared: a folder that `ift data --output` wrote from this config; training then reads
-        its shards instead of the tasks' sources.
-    max_rejected: the share of a task's records that may be rejected.
-    seed: of subsets, template choice and order.
+    """The config's section `data`.
+
+    Attributes:
+        tasks: what to train on and to score.
+        path: source of the first task, in place of its own.
+        max_length: tokens of an example at most.
+        row_length: tokens of a packed row; 0 takes max_length less the shared prefix, or
+            four times the longest example if that is less, and up to a quarter less than either
+            where that fills rows better. Without packing, 0 takes the longest example.
+        share_prefix: what all examples begin with stands beside the rows and is computed once a
+            batch instead of once an example; results are the same.
+        on_too_long: what happens to a longer one: "drop" rejects it, "truncate" cuts the middle
+            of its prompt, never its completion, "error" stops.
+        pack: several examples share a row; False gives each its own.
+        packing: "best_fit" puts each example, longest first, into the row that it fills best;
+            "first_fit" takes them in their order and the first row with room.
+        mixture: how much of each task an epoch holds.
+        decontaminate: tasks of this config of whose validation and test texts and answers no run of
+            words may stand in anything that is trained, be it asked or answered; records that
+            hold one are dropped. What is equal as a whole is dropped without being named here.
+        decontaminate_ngram, decontaminate_overlap: words that a shared run needs, and the share
+            of the evaluation text's runs that must be shared (0: one is enough).
+        prepared: a folder that `ift data --output` wrote from this config; training then reads
+            its shards instead of the tasks' sources.
+        max_rejected: the share of a task's records that may be rejected.
+        seed: of subsets, template choice and order.
     """
 
     tasks: tuple[TaskConfig, ...] = ()

@@ -45,17 +45,6 @@ class Message:
         ]
         return "\n".join([self.content, *calls] if self.content else calls)
 
-    def for_chat_template(self) -> dict[str, Any]:
-        """The dictionary that a chat template with tool support takes."""
-        message: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {"type": "function", "function": dict(call)} for call in self.tool_calls
-            ]
-        if self.name:
-            message["name"] = self.name
-        return message
-
 
 @dataclass(frozen=True, slots=True)
 class Conversation:

@@ -122,18 +122,6 @@ def set_path(tree: Params, path: str, value: Any) -> None:
     tree[last] = value
 
 
-def at_path(tree: Params, path: str) -> Any:
-    """The node at a dotted path.
-
-    Example:
-        >>> at_path({"a": {"b": ("c",)}}, "a.b")
-        ('c',)
-    """
-    for key in path.split("."):
-        tree = tree[key]
-    return tree
-
-
 def _targets(row: Row, out: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The tensor names of a row, each with the view of our array that it fills."""
     if not row.per_layer:

@@ -187,7 +187,12 @@ def is_table(site: Site) -> bool:
 
 
 def at_path(tree: Tree, path: str) -> Any:
-    """The leaf at a dotted path."""
+    """The node at a dotted path.
+
+    Example:
+        >>> at_path({"a": {"b": ("c",)}}, "a.b")
+        ('c',)
+    """
     for key in path.split("."):
         tree = tree[key]
     return tree

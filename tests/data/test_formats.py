@@ -307,17 +307,6 @@ class TestToolCallsAsText:
         )
         assert Message("user", "hi", False).text() == "hi"
 
-    def test_chat_templates_get_the_structure(self):
-        assert self.MESSAGE.for_chat_template() == {
-            "role": "assistant",
-            "content": "Wait.",
-            "tool_calls": [
-                {"type": "function", "function": {"name": "add", "arguments": {"ä": 1}}}
-            ],
-        }
-        tool = Message("tool", "1", False, (), "add").for_chat_template()
-        assert tool == {"role": "tool", "content": "1", "name": "add"}
-
 
 class TestAlpaca:
     def test_input_stands_below_the_instruction(self):
