@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,6 +33,8 @@ from ift_jax.vocabulary import extended_tokenizer, format_of, grown_size, grown_
 
 if TYPE_CHECKING:
     from ift_jax.evaluation.sampling import Sampling
+
+PROMPTS_AT_ONCE = 1024  # enough that prompts of one length fill their batches
 
 
 @dataclass(repr=False)
@@ -124,6 +127,18 @@ class LanguageModel:
         Raises:
             InputError: for options that make no sense, and a prompt that leaves no room.
         """
+        return list(
+            chain.from_iterable(self.generate_in_parts(prompts, adapters=adapters, **options))
+        )
+
+    def generate_in_parts(
+        self, prompts: Sequence[str], *, adapters: Sequence[str] | None = None, **options: Any
+    ) -> Iterator[list[str]]:
+        """The completions of `generate`, `PROMPTS_AT_ONCE` at a time, in the order of the prompts.
+
+        Raises:
+            InputError: as `generate`; for any of the prompts before the first are answered.
+        """
         if isinstance(prompts, str):
             raise InputError("generate: expected a list of prompts, got one text; put it into []")
         return self._answers([_user(text) for text in prompts], adapters, options)
@@ -132,7 +147,8 @@ class LanguageModel:
         self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any
     ) -> str:
         """The assistant's next turn of a conversation; options as for `generate`."""
-        return self._answers([messages], None if adapter is None else [adapter], options)[0]
+        [[text]] = self._answers([messages], None if adapter is None else [adapter], options)
+        return text
 
     def stream(
         self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any
@@ -157,20 +173,31 @@ class LanguageModel:
         conversations: Sequence[Sequence[Message]],
         adapters: Sequence[str] | None,
         options: Mapping[str, Any],
-    ) -> list[str]:
+    ) -> Iterator[list[str]]:
+        from ift_jax.evaluation.generation import check_prompts, sample_keys
         from ift_jax.evaluation.texts import generate_texts
 
-        with nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return generate_texts(
-                self.structure,
-                self.params,
-                self.chat,
-                [self.chat.prompt_ids(messages) for messages in conversations],
-                _sampling(options),
-                stop_ids=self.stop_ids,
-                mesh=self.mesh,
-                adapter_rows=self.adapter_rows(adapters, len(conversations)),
-            )
+        sampling = _sampling(options)
+        prompts = [self.chat.prompt_ids(messages) for messages in conversations]
+        check_prompts(self.structure, prompts, sampling)
+        rows, keys = self.adapter_rows(adapters, len(prompts)), sample_keys(prompts)
+
+        def answered(some: slice) -> list[str]:
+            with nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+                return generate_texts(
+                    self.structure,
+                    self.params,
+                    self.chat,
+                    prompts[some],
+                    sampling,
+                    stop_ids=self.stop_ids,
+                    mesh=self.mesh,
+                    adapter_rows=None if rows is None else rows[some],
+                    keys=keys[some],
+                )
+
+        starts = range(0, len(prompts), PROMPTS_AT_ONCE)
+        return (answered(slice(start, start + PROMPTS_AT_ONCE)) for start in starts)
 
     @property
     def mesh(self) -> Mesh | None:

@@ -1,12 +1,14 @@
 """ift generate --model=M --prompt=T, or --prompts=F.jsonl --output=G.jsonl, or neither: a chat.
 
-Each line of F is an object with "prompt"; each line of G is that object with "completion". The
-prompts of a file are divided among all devices, and with --fsdp and --tensor the weights, too.
+Each line of F is an object with "prompt"; each line of G is that object with "completion", written
+1,024 at a time. The prompts of a file are divided among all devices, and with --fsdp and --tensor
+the weights, too.
 """
 
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -95,12 +97,14 @@ def main(_: list[str]) -> None:
     if _ADAPTER.value:
         model.load_adapter(_ADAPTER.value)
     if output:
-        completions = model.generate([record["prompt"] for record in records], **options)
+        completions = model.generate_in_parts([record["prompt"] for record in records], **options)
+        rest = iter(records)
         with output.open("w", encoding="utf-8") as file:
-            for record, completion in zip(records, completions, strict=True):
-                file.write(
-                    json.dumps({**record, "completion": completion}, ensure_ascii=False) + "\n"
-                )
+            for part in completions:
+                for record, completion in zip(islice(rest, len(part)), part, strict=True):
+                    line = json.dumps({**record, "completion": completion}, ensure_ascii=False)
+                    file.write(line + "\n")
+                file.flush()
     elif _PROMPT.value:
         print(model.generate([_PROMPT.value], **options)[0])
     else:

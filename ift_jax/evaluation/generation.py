@@ -47,6 +47,7 @@ def generate(
     mesh: Mesh | None = None,
     ended: Callable[[Tokens], bool] | None = None,
     adapter_rows: Float[np.ndarray, "N R"] | None = None,
+    keys: NDArray[np.uint32] | None = None,
 ) -> list[Tokens]:
     """The new tokens of each prompt, without the end token.
 
@@ -58,13 +59,14 @@ def generate(
         ended: asked now and then whether a row that has these tokens needs no more. It may
             get more all the same. `texts.generate_texts` looks for stop texts with it.
         adapter_rows: where each prompt uses an adapter of its own, `LanguageModel.adapter_rows`.
+        keys: `sample_keys` of more prompts, of which these are some; default: of these alone.
 
     Raises:
-        InputError: for an empty prompt, or one that leaves no room in the context.
+        InputError: as `check_prompts`.
     """
-    _check(structure, prompts, sampling)
+    check_prompts(structure, prompts, sampling)
     outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(prompts)
-    keys = sample_keys(prompts)
+    keys = sample_keys(prompts) if keys is None else keys
     every = CHECK_EVERY if ended else sampling.max_new_tokens
     shards = row_shards(mesh)
     # Under different adapters, equal beginnings are not equal.
@@ -104,7 +106,7 @@ def generate_one(
     Raises:
         InputError: as `generate`.
     """
-    _check(structure, [prompt], sampling)
+    check_prompts(structure, [prompt], sampling)
     [group] = groups({0: len(prompt)}, row_shards(mesh), decoded=True)
     batch = _Batch.of(structure, [prompt], sample_keys([prompt]), 0, group, sampling, mesh)
     own = with_adapter_rows(params, adapter_rows, group, mesh)
@@ -112,7 +114,8 @@ def generate_one(
         yield _before_end(new[0], stop_ids)
 
 
-def _check(structure: Structure, prompts: Sequence[Tokens], sampling: Sampling) -> None:
+def check_prompts(structure: Structure, prompts: Sequence[Tokens], sampling: Sampling) -> None:
+    """Raises InputError for an empty prompt, or one that leaves no room in the context."""
     limit = structure.context_length
     for number, prompt in enumerate(prompts):
         if not len(prompt):

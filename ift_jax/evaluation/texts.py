@@ -24,8 +24,12 @@ def generate_texts(
     stop_ids: Sequence[int],
     mesh: Mesh | None = None,
     adapter_rows: Float[np.ndarray, "N R"] | None = None,
+    keys: NDArray[np.uint32] | None = None,
 ) -> list[str]:
     """What follows each prompt, up to an end token or a stop text.
+
+    Args:
+        keys: as for `generate`.
 
     Raises:
         InputError: as `generate` and `with_stop_tokens`.
@@ -44,6 +48,7 @@ def generate_texts(
         mesh=mesh,
         ended=stopped if sampling.stop else None,
         adapter_rows=adapter_rows,
+        keys=keys,
     )
     return [before_stop(chat.decode(ids), sampling.stop) for ids in outputs]
 

@@ -8,6 +8,7 @@ from conftest import make_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from ift_jax import language_model
 from ift_jax.data.chat import Chat
 from ift_jax.errors import InputError
 from ift_jax.evaluation import generation, texts
@@ -187,3 +188,18 @@ def test_what_a_prompt_makes_impossible_is_said_before_the_first_piece(model):
         model.reply(TURNS, beams=3)
     with pytest.raises(InputError, match="exceed the context of 1024"):
         next(model.stream(TURNS, max_new_tokens=1020))
+
+
+def test_answers_in_parts_are_those_of_one_call(model, monkeypatch):
+    """Equal prompts get other samples, also where they are of different parts."""
+    prompts = ["Hello", "Who are you?", "Hello", "And you, who are you?", "Hello"]
+    options = {"max_new_tokens": 6, "temperature": 1.0}
+    whole = model.generate(prompts, **options)
+    assert len({whole[0], whole[2], whole[4]}) == 3
+    monkeypatch.setattr(language_model, "PROMPTS_AT_ONCE", 2)
+    parts = list(model.generate_in_parts(prompts, **options))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert [text for part in parts for text in part] == model.generate(prompts, **options) == whole
+    with pytest.raises(InputError, match=r"prompt 4: .* exceed the context"):
+        model.generate_in_parts([*prompts[:4], "b" * 1100])
+    assert model.generate([]) == []
