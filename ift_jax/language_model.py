@@ -175,11 +175,12 @@ class LanguageModel:
         options: Mapping[str, Any],
     ) -> Iterator[list[str]]:
         from ift_jax.evaluation.generation import check_prompts, sample_keys
-        from ift_jax.evaluation.texts import generate_texts
+        from ift_jax.evaluation.texts import generate_texts, with_stop_tokens
 
         sampling = _sampling(options)
         prompts = [self.chat.prompt_ids(messages) for messages in conversations]
         check_prompts(self.structure, prompts, sampling)
+        with_stop_tokens(self.chat, self.stop_ids, sampling.stop)  # refuses what cannot stop
         rows, keys = self.adapter_rows(adapters, len(prompts)), sample_keys(prompts)
 
         def answered(some: slice) -> list[str]:

@@ -38,7 +38,7 @@ def reference() -> str:
         defaults = {f.name: _default(f) for f in dataclasses.fields(section)}
         rows = [
             f"| {', '.join(f'`{name}`' for name in names)} "
-            f"| {', '.join(defaults[name] for name in names)} | {meaning} |"
+            f"| {', '.join(defaults[name] for name in names)} | {_cell(meaning)} |"
             for names, meaning in meanings(section).items()
         ]
         head = ["| field | default | meaning |", "|---|---|---|"]
@@ -76,6 +76,10 @@ def meanings(section: Any) -> dict[tuple[str, ...], str]:
             raise ValueError(f"{section.__qualname__}: does not explain {name}")
     own = {name for name, kind in typing.get_type_hints(section).items() if not _inner(kind)}
     return {names: meaning for names, meaning in found.items() if own & {*names}}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _inner(kind: Any) -> Any:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -64,6 +65,8 @@ def main(_: list[str]) -> None:
     if _OUTPUT.value and not _PROMPTS.value:
         raise InputError("--output is for the completions of --prompts; others are printed")
     output = writable(required(_OUTPUT, "output")) if _PROMPTS.value else None
+    if output and output.resolve() == Path(_PROMPTS.value).expanduser().resolve():
+        raise InputError(f"--output={_OUTPUT.value}: is the file of --prompts, too")
     records = _read_prompts(_PROMPTS.value) if _PROMPTS.value else []
     from ift_jax.evaluation.sampling import Sampling
 
@@ -175,8 +178,9 @@ def _chat(model: "LanguageModel", options: dict[str, Any]) -> None:
                 print(piece, end="", flush=True)
                 pieces.append(piece)
         except InputError as error:
-            if watched:
-                print(flush=True)
+            if not watched:  # a program waits for an answer to each line
+                raise
+            print(flush=True)
             print(f"ift: {error}; this message is left out", file=sys.stderr)
             messages.pop()
             continue

@@ -130,7 +130,10 @@ def _fitting(
     chat: Chat,
     max_length: int,
 ) -> Iterator[tuple[int, Example, Encoded]]:
-    """Each example behind as many of its shots as fit: all are tried, then half of what is left."""
+    """Each example behind as many of its shots as fit.
+
+    All are tried, one less, then half of what is left to know.
+    """
     fitting: dict[int, tuple[Example, Encoded]] = {}
     most = {number: len(shots) for number, (_, shots) in drawn.items()}
     waiting = dict(most)
@@ -145,7 +148,9 @@ def _fitting(
                 most[number] = example.shots - 1
             fewest = fitting[number][0].shots if number in fitting else -1
             if fewest < most[number]:
-                waiting[number] = (fewest + most[number] + 1) // 2
+                half = (fewest + most[number] + 1) // 2
+                first = example.shots == len(drawn[number][1])
+                waiting[number] = most[number] if first else half
     for number, (example, tokens) in sorted(fitting.items()):
         yield number, example, tokens
 

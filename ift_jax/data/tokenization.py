@@ -41,7 +41,8 @@ _WORDS = re.compile(r" *[^ ]+(?:(?<=\s) +[^ ]*)*| +").findall
 def whole(backend: Any) -> Any:
     """The tokenizer, without the truncation and padding that its file or its last call left in it.
 
-    transformers sets both anew for each call, so others lose nothing by it.
+    The tokenizer itself: transformers sets both anew for each call, and a tokenizer.json that is
+    saved after this is without them.
     """
     backend.no_truncation()
     backend.no_padding()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ift_jax.errors import InputError
 from ift_jax.evaluation.comparison import Runs, by_setting, check_same_items, compare_lines
 from ift_jax.evaluation.intervals import Score, percentiles, resampled_values
-from ift_jax.evaluation.metrics import METRICS, check_metrics, item_counts, score
+from ift_jax.evaluation.metrics import METRICS, check_metrics, counted_score, item_counts
 from ift_jax.evaluation.predictions import Line
 
 Array = NDArray[np.float64]
@@ -93,7 +93,7 @@ def score_matrix(
         drawn = resampled_values(counts, metric.value, seed=number)
         values.append([whole[a:b].mean() for a, b in spans])
         resampled.append(np.stack([drawn[:, a:b].mean(axis=1) for a, b in spans], axis=1))
-        cells.append([score(chosen[task], each.predictions) for each in runs])
+        cells.append([counted_score(counts[a:b], metric) for a, b in spans])
     return Scores(
         tasks,
         tuple(chosen[task] for task in tasks),

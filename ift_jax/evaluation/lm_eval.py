@@ -10,8 +10,9 @@ Model arguments:
     fsdp, tensor          mesh axes, as in config.mesh; 1
     seed                  of sampled generations; 0
 
-What a task does not say of its generations (top_k, repetition_penalty) is as with lm_eval's own
-models: what the model's generation_config.json says, and else transformers' defaults.
+What a task does not say of temperature, top_k, top_p and repetition_penalty is as with lm_eval's
+own models: what the model's generation_config.json says, and else transformers' defaults. Nothing
+else in that file counts but end tokens.
 
 lm_eval's flags --device and --batch_size are for its own models: JAX takes the devices that it
 finds (JAX_PLATFORMS chooses), and batches are cut by length.

@@ -96,16 +96,16 @@ class JaxModel(TemplateLM):
                 continue_final_message=not add_generation_prompt,
             )
 
+        without = [turn for turn in chat_history if turn["role"] != "system"]
+        if len(without) < len(chat_history):
+            try:
+                return applied(chat_history)
+            except jinja2.TemplateError:
+                warning_once(_logger, "The chat template refuses a system turn; it is left out.")
         try:
-            return applied(chat_history)
-        except jinja2.TemplateError as error:
-            without = [turn for turn in chat_history if turn["role"] != "system"]
-            if len(without) == len(chat_history):
-                raise InputError(
-                    f"the chat template refuses a prompt: {one_line(error)}"
-                ) from error
-            warning_once(_logger, "The chat template refuses a system turn; it is left out.")
             return applied(without)
+        except jinja2.TemplateError as error:
+            raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from error
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any

@@ -152,7 +152,7 @@ def score(name: str, runs: Sequence[Sequence[Prediction]]) -> Score:
     One run of right and wrong items has Wilson's interval, all else the bootstrap's.
     """
     metric = METRICS[name]
-    return _score(item_counts(metric.items, runs), metric)
+    return counted_score(item_counts(metric.items, runs), metric)
 
 
 def class_score(name: str, runs: Sequence[Sequence[Prediction]], label: str) -> Score:
@@ -161,7 +161,8 @@ def class_score(name: str, runs: Sequence[Sequence[Prediction]], label: str) -> 
     if metric.of_class is None:
         return score(name, [[p for p in run if p.answer == label] for run in runs])
     of_class = metric.of_class
-    return _score(item_counts(lambda predictions: of_class(predictions, [label]), runs), metric)
+    counts = item_counts(lambda predictions: of_class(predictions, [label]), runs)
+    return counted_score(counts, metric)
 
 
 def item_counts(
@@ -177,11 +178,13 @@ def item_counts(
 def deciding_key(by: str) -> str:
     """Under which metrics.jsonl holds what decides: the loss, or a metric's mean over tasks.
 
+    Validation's token accuracy of all targets has a key of its own.
+
     Example:
-        >>> deciding_key("loss"), deciding_key("rouge1")
-        ('validation_loss', 'validation_mean_rouge1')
+        >>> deciding_key("rouge1"), deciding_key("token_accuracy")
+        ('validation_rouge1', 'validation_mean_token_accuracy')
     """
-    return "validation_loss" if by == "loss" else f"validation_mean_{by}"
+    return f"validation_mean_{by}" if by == "token_accuracy" else f"validation_{by}"
 
 
 def generates(name: str) -> bool:
@@ -189,7 +192,8 @@ def generates(name: str) -> bool:
     return METRICS[name].needs == "generated"
 
 
-def _score(counts: NDArray[np.float64], metric: Metric) -> Score:
+def counted_score(counts: NDArray[np.float64], metric: Metric) -> Score:
+    """`score` of what `item_counts` counted."""
     if metric.is_share:  # of several runs that of their mean, as if it were of one
         return share(*counts.sum(axis=1).mean(axis=0).tolist())
     return bootstrap(counts, metric.value, near=metric.near)

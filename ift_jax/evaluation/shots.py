@@ -99,8 +99,8 @@ def ask(
     """
     limit = model.structure.context_length
     found: dict[int, Asked] = {}
-    # The most exemplars that an item may still turn out to have room for. All are tried first, then
-    # half of what is left to know, as more exemplars never make a prompt shorter.
+    # The most exemplars that an item may still turn out to have room for. All are tried first, one
+    # less, then half of what is left to know, as more exemplars never make a prompt shorter.
     most = dict.fromkeys(range(len(items)), shots)
     waiting = {shots: list(most)}
     while waiting:
@@ -120,7 +120,8 @@ def ask(
                     )
                 fewest = found[i].shots if i in found else -1
                 if fewest < most[i]:
-                    waiting.setdefault((fewest + most[i] + 1) // 2, []).append(i)
+                    half = (fewest + most[i] + 1) // 2
+                    waiting.setdefault(most[i] if count == shots else half, []).append(i)
     return [found[i] for i in range(len(items))]
 
 

@@ -58,7 +58,7 @@ def _target_and_retained(run: Run) -> tuple[str, list[str]]:
     its = run.card.get("mixture", {}).get("tasks", {})
     trained = [task for task, counts in its.items() if counts["drawn"]]
     first = _first_metrics(run.rows)
-    kept = [task for task in first if task not in trained and _is_better_when_more(first[task])]
+    kept = [task for task in first if task not in trained and _has_a_mean(first[task])]
     return (trained[0], kept) if len(trained) == 1 else ("", [])
 
 
@@ -70,7 +70,7 @@ def _first_metrics(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _is_better_when_more(metric: str) -> bool:
+def _has_a_mean(metric: str) -> bool:
     known = METRICS.get(metric)
     return known is None or (known.is_percent and known.higher_is_better)
 

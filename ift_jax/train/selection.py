@@ -40,7 +40,7 @@ def oriented_score(by: str, values: Mapping[str, float]) -> float | None:
     Example:
         >>> oriented_score("loss", {"validation_loss": 2.5})
         -2.5
-        >>> oriented_score("rouge1", {"validation_mean_rouge1": 0.3})
+        >>> oriented_score("rouge1", {"validation_rouge1": 0.3})
         0.3
     """
     value = values.get(deciding_key(by))

@@ -122,9 +122,10 @@ def plan_validation(config: RunConfig, base: LanguageModel, data: DataSet) -> Pl
     scored = [_scoring(config, data, task) for task in looked_at]
     for metric in dict.fromkeys(settings.eval_metrics):
         if metric != "loss" and not any(metric in each.config.metrics for each in scored):
+            why = "can be scored by it: it needs answer choices, questions, or other answers"
             raise InputError(
-                f"config.train.eval_metrics: no task with a validation split can be scored by "
-                f"{metric}: it needs answer choices, questions, or answers of another kind"
+                f"config.train.eval_metrics: {metric}: no task "
+                + (f"with a validation split {why}" if scored else "has a validation split")
             )
     tasks = tuple(each for each in scored if each.config.metrics)
     for each in tasks:

@@ -31,7 +31,7 @@ def python(*arguments, cwd, **options):
 # Help
 
 
-CHAT = """
+SLOW_CHAT = """
 import sys, time
 from pathlib import Path
 from ift_jax.commands import generate
@@ -39,7 +39,10 @@ from ift_jax.commands import generate
 class Slow:
     def stream(self, messages, **options):
         yield "first"
+        end = time.monotonic() + 30
         while not Path("go").exists():
+            if time.monotonic() > end:
+                sys.exit(1)
             time.sleep(0.01)
         yield " second"
 
@@ -49,15 +52,50 @@ generate._chat(Slow(), {})
 
 def test_a_chat_prints_each_piece_when_it_is_made(tmp_path):
     """Through a pipe, where Python itself would wait for the end."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [sys.executable, "-c", CHAT], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as chat:
+        [sys.executable, "-c", SLOW_CHAT], cwd=tmp_path, env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as chat:  # fmt: skip
         chat.stdin.write(b"Hello\n")
         chat.stdin.close()
         assert chat.stdout.read(5) == b"first"
         (tmp_path / "go").touch()
         assert chat.stdout.read() == b" second\n"
     assert chat.returncode == 0
+
+
+SHORT_CHAT = """
+import io, sys
+from ift_jax.commands import generate
+from ift_jax.errors import InputError
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+class Short:
+    def stream(self, messages, **options):
+        said = " ".join(turn["content"] for turn in messages)
+        if len(said) > 12:
+            raise InputError("too long")
+        yield f"({said})"
+
+sys.stdin = Terminal("one\\nlonger than that\\ntwo\\nthree\\n")
+generate._chat(Short(), {})
+"""
+
+
+def test_on_a_terminal_a_message_that_is_too_long_costs_neither_turns_nor_the_chat(tmp_path):
+    found = python("-c", SHORT_CHAT, cwd=tmp_path)
+    assert found.returncode == 0
+    answers = [line.partition("model> ")[2] for line in found.stdout.splitlines()]
+    assert answers == ["(one)", "", "(two)", "(three)", ""]
+    assert found.stderr.splitlines() == [
+        "ift: too long; this message is left out",
+        "ift: too long; the first 2 turns are left out",
+        "ift: too long; the first 2 turns are left out",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -382,11 +420,18 @@ def test_train_evaluate_generate_and_export_work_together(place, tiny_llama):
     assert chat.stdout == "".join(f"{answer}\n" for answer in answers)
     assert "exceed the context of 1024; the first 2 turns are left out\n" in chat.stderr
 
-    # What is too long by itself is left out, and neither turns nor the chat are lost for it.
+    (place.path / "old.jsonl").write_text("kept")
+    for stop, prompts in (("a<|im_end|>", "p.jsonl"), ("b", "old.jsonl")):
+        said = place.refusal("generate", "--model=out", f"--prompts={prompts}", f"--stop={stop}",
+                             "--output=old.jsonl")  # fmt: skip
+        assert ("holds the special token" if stop[1:] else "is the file of --prompts, too") in said
+        assert (place.path / "old.jsonl").read_text() == "kept"
+
+    # A program that sends what is too long by itself gets no answer to another question.
     turns = ["Hello", "b" * 1100, "And then?"]
     again = place.run("generate", "--model=out", "--max_new_tokens=4", stdin="\n".join(turns))
-    assert (again.status, again.stdout) == (0, expected)
-    assert again.stderr.count("exceed the context of 1024; this message is left out\n") == 1
+    assert (again.status, again.stdout) == (1, expected.splitlines()[0] + "\n")
+    assert "exceed the context of 1024" in again.stderr
 
     said = place.refusal("train", "--config=tiny.py", "--workdir=run", "--config.train.num_steps=3")
     assert said.startswith("run: holds a run with another config; config.")

@@ -243,6 +243,8 @@ def test_a_chat_template_that_refuses_the_turns_themselves_is_said(peculiar):
     model.tokenizer.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(InputError, match="the chat template refuses a prompt: never"):
         model.apply_chat_template([{"role": "user", "content": "a"}])
+    with pytest.raises(InputError, match="the chat template refuses a prompt: never"):
+        model.apply_chat_template([{"role": r, "content": "a"} for r in ("system", "user")])
 
 
 def test_generated_blanks_that_a_chat_would_open_a_turn_with_stay(peculiar):

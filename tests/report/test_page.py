@@ -282,7 +282,7 @@ def test_many_rows_and_runs_are_cut_with_a_note(tmp_path):
 
 def test_the_mean_that_selects_is_drawn_where_there_are_several_tasks(tmp_path):
     checked = {"validation/a/accuracy": 0.4, "validation/b/accuracy": 0.6}
-    line = {"step": 3, "validation_loss": 1.0, **checked, "validation_mean_accuracy": 0.5}
+    line = {"step": 3, "validation_loss": 1.0, **checked, "validation_accuracy": 0.5}
     folder = write(tmp_path / "w", {"config.json": "{}", "metrics.jsonl": lines([line])})
     titles = [plot.title for plot in sections(folder)["training"].plots]
     assert titles[1:] == [

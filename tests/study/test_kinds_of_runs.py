@@ -84,6 +84,15 @@ def test_a_study_with_a_probe_that_has_no_baseline_goes_on(finished, tiny_llama,
     config = build_run_config(tree_of(tiny_llama, files, runs=RUNS))
     assert "notes" not in {r["task"] for r in results["rows"] if r["model"] == "majority"}
     assert study(config, workdir)["rows"] == results["rows"]
+    # Of what tasks baselines were made is known all the same, so that none can be missing.
+    part = workdir / "runs" / "baselines" / "results.json"
+    text = part.read_text()
+    baselines = json.loads(text)
+    assert baselines["tasks"] == ["notes", "rating", "topic"]
+    part.write_text(json.dumps({**baselines, "tasks": ["notes", "rating"]}))
+    with pytest.raises(InputError, match="baselines: was scored on notes, rating, not on what"):
+        study(config, workdir)
+    part.write_text(text)
 
 
 def test_a_run_tunes_beside_what_it_quantizes(finished):

@@ -140,7 +140,7 @@ def test_a_metric_that_no_task_can_have_is_refused(base):
     tree = two_tasks("")
     del tree["data"]["tasks"][0]
     tree["train"]["eval_metrics"] = ["accuracy"]
-    with pytest.raises(InputError, match=r"eval_metrics: no task .* can be scored by accuracy"):
+    with pytest.raises(InputError, match=r"accuracy: no task with .* can be scored by it"):
         planned(base, tree)
 
 
@@ -165,7 +165,7 @@ def test_validation_looks_at_the_first_items_of_the_trained_tasks(base, mesh):
     assert values["validation_loss"] == pytest.approx(nll / weight, rel=1e-5)
     assert {"validation/rating/accuracy", "validation/rating/token_accuracy",
             "validation/writing/token_accuracy"} <= values.keys()  # fmt: skip
-    assert values["validation_mean_accuracy"] == values["validation/rating/accuracy"]
+    assert values["validation_accuracy"] == values["validation/rating/accuracy"]
     assert values["validation/rating/accuracy"] in (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -382,7 +382,7 @@ def test_metrics_of_a_validation_that_there_is_not_are_refused(base):
     tree["train"]["eval_metrics"] = ["loss"]
     assert planned(base, tree)[2].tasks == ()
     tree["train"]["eval_metrics"] = ["accuracy"]
-    with pytest.raises(InputError, match="eval_metrics: no task with a validation split can be"):
+    with pytest.raises(InputError, match="eval_metrics: accuracy: no task has a validation split"):
         planned(base, tree)
 
 
