@@ -74,7 +74,7 @@ def test_an_adapter_that_no_weights_express_drifts_on_text_alone(base, texts, me
     adapted = base.adapt(PeftConfig(method=method))
     assert set(drift_values(base, adapted, texts, None)) == {"kl_from_base"}
     [entry] = drift_entries("tuned", base, adapted, texts, None)
-    assert entry["measure"] == "KL from the base on neutral text, nats/token"
+    assert entry["measure"] == "KL divergence on neutral text, nats/token"
     assert not drift_entries("tuned", base, adapted, None, None)
 
 
@@ -82,7 +82,7 @@ def test_entries_are_what_a_report_reads(base, tuned, texts):
     entries = drift_entries("tuned", base, tuned, texts, None)
     for entry in entries:
         check(entry, DRIFT, "drift")
-    assert entries[0]["measure"] == "KL from the base on neutral text, nats/token"
+    assert entries[0]["measure"] == "KL divergence on neutral text, nats/token"
     assert entries[0]["low"] < entries[0]["value"] < entries[0]["high"]
     assert entries[1]["measure"] == "relative L2 distance of all weights"
     assert "relative L2 distance of embedding" in {entry["measure"] for entry in entries}

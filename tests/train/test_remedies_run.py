@@ -58,7 +58,7 @@ def test_every_term_and_the_drift_are_logged_and_reported(finished):
     assert drift[1][0] == 3
     entries = {entry["measure"]: entry["value"] for entry in run.results["drift"]}
     assert entries["relative L2 distance of all weights"] == pytest.approx(drift[1][1], rel=1e-4)
-    assert entries["KL from the base on neutral text, nats/token"] == pytest.approx(
+    assert entries["KL divergence on neutral text, nats/token"] == pytest.approx(
         drift[1][2], rel=1e-3
     )
 
