@@ -130,10 +130,7 @@ def _fitting(
     chat: Chat,
     max_length: int,
 ) -> Iterator[tuple[int, Example, Encoded]]:
-    """Each example behind as many of its shots as fit.
-
-    All are tried, one less, then half of what is left to know.
-    """
+    """Each example behind as many of its shots as fit."""
     fitting: dict[int, tuple[Example, Encoded]] = {}
     most = {number: len(shots) for number, (_, shots) in drawn.items()}
     waiting = dict(most)
@@ -148,11 +145,27 @@ def _fitting(
                 most[number] = example.shots - 1
             fewest = fitting[number][0].shots if number in fitting else -1
             if fewest < most[number]:
-                half = (fewest + most[number] + 1) // 2
                 first = example.shots == len(drawn[number][1])
-                waiting[number] = most[number] if first else half
+                waiting[number] = next_count(fewest, most[number], first=first)
     for number, (example, tokens) in sorted(fitting.items()):
         yield number, example, tokens
+
+
+def next_count(fewest: int, most: int, *, first: bool) -> int:
+    """How many shots to try next, where all did not fit: one less, then half of what is left.
+
+    More shots never make a prompt shorter.
+
+    Args:
+        fewest: so many are known to fit; -1 if not even none are.
+        most: more are known not to.
+        first: only all of them were tried so far.
+
+    Example:
+        >>> next_count(-1, 39, first=True), next_count(-1, 38, first=False)
+        (39, 19)
+    """
+    return most if first else (fewest + most + 1) // 2
 
 
 def _layout(task: TaskConfig, chat: Chat, example: Example) -> Layout:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ift_jax.data.chat import Message, Turns, UnusableTurns
 from ift_jax.data.examples import Example
 from ift_jax.data.pipeline import TaskData
-from ift_jax.data.shots import behind, exemplar_pool, has_question, solved
+from ift_jax.data.shots import behind, exemplar_pool, has_question, next_count, solved
 from ift_jax.data.splits import subset_order, take_subset
 from ift_jax.errors import InputError, one_line
 from ift_jax.evaluation.scoring import Question, encode_questions
@@ -99,8 +99,7 @@ def ask(
     """
     limit = model.structure.context_length
     found: dict[int, Asked] = {}
-    # The most exemplars that an item may still turn out to have room for. All are tried first, one
-    # less, then half of what is left to know, as more exemplars never make a prompt shorter.
+    # How many exemplars an item may still turn out to have room for.
     most = dict.fromkeys(range(len(items)), shots)
     waiting = {shots: list(most)}
     while waiting:
@@ -120,8 +119,8 @@ def ask(
                     )
                 fewest = found[i].shots if i in found else -1
                 if fewest < most[i]:
-                    half = (fewest + most[i] + 1) // 2
-                    waiting.setdefault(most[i] if count == shots else half, []).append(i)
+                    following = next_count(fewest, most[i], first=count == shots)
+                    waiting.setdefault(following, []).append(i)
     return [found[i] for i in range(len(items))]
 
 
