@@ -70,11 +70,9 @@ def meanings(section: Any) -> dict[tuple[str, ...], str]:
             names = tuple(entry[1].split(", "))
             line = line[entry.end() :]
         found[names] = f"{found.get(names, '')} {line.strip()}".strip()
-    explained = {name for names in found for name in names}
-    for name, kind in typing.get_type_hints(section).items():
-        if name not in explained and not _inner(kind):
-            raise ValueError(f"{section.__qualname__}: does not explain {name}")
     own = {name for name, kind in typing.get_type_hints(section).items() if not _inner(kind)}
+    if missing := own - {name for names in found for name in names}:
+        raise ValueError(f"{section.__qualname__}: does not explain {', '.join(sorted(missing))}")
     return {names: meaning for names, meaning in found.items() if own & {*names}}
 
 
