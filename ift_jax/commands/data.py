@@ -10,6 +10,7 @@ or processes, that see the same folder can share the work, each with its --part=
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -40,16 +41,16 @@ def main(_: list[str]) -> None:
         findings = pipeline.lint_tasks(config.data)
         print("\n".join(findings) or "nothing doubtful")
         sys.exit(1 if findings else 0)
-    from ift_jax.data.prepared import prepare, read_index
+    from ift_jax.data.prepared import load_data, prepare, read_index
     from ift_jax.data.prepared_rows import prepared_summary
     from ift_jax.data.rows import pack
     from ift_jax.pretrained import load_chat
 
     chat = load_chat(config.model.path, config.model.new_tokens)
     part = _part(_PART.value)
-    data = None
+    data, folder = None, Path(_OUTPUT.value).expanduser()
     if _OUTPUT.value:
-        card = prepare(config.data, chat, Path(_OUTPUT.value), part, _PROCESSES.value)
+        card = prepare(config.data, chat, folder, part, _PROCESSES.value)
     else:
         data = pipeline.build(config.data, chat)
         card = pipeline.card(data)
@@ -58,9 +59,9 @@ def main(_: list[str]) -> None:
     if data and card and card["mixture"]:
         print(f"training: {pack(data, 'train', config.data.seed)[0].summary()}")
     elif card and card["mixture"]:
-        print(f"training: {prepared_summary(read_index(Path(_OUTPUT.value)))}")
-    if _PREVIEW.value:
-        data = data or pipeline.build(config.data, chat)
+        print(f"training: {prepared_summary(read_index(folder))}")
+    if _PREVIEW.value and card:
+        data = data or load_data(replace(config.data, prepared=str(folder)), chat)
         colour = sys.stdout.isatty()
         for text in preview(data, _PREVIEW.value, tokens=_TOKENS.value, colour=colour):
             print(f"\n{text}")

@@ -64,6 +64,7 @@ class Collected:
         num_records: of the whole source, whatever part of it was taken.
         columns: of all records of the source.
         first_origin: of the first record.
+        chunks: (first, end) of each source's chunks, by the split that it is for.
     """
 
     index: NDArray[Any] = field(default_factory=lambda: np.zeros(0, INDEX))
@@ -73,6 +74,7 @@ class Collected:
     num_records: int = 0
     columns: set[str] = field(default_factory=set)
     first_origin: str = ""
+    chunks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 Source = str | tuple[str, ...]
@@ -96,7 +98,7 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
         quoted=task.quoted,
         records_at=task.records_at,
         line_pattern=task.line_pattern,
-        subset=task.subset,
+        subset=task.subset if _on_hub(source) else "",
         split=split,
     ):
         if isinstance(row, Record) and "-" in "".join(row.fields):
@@ -111,6 +113,11 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
             fields = {new_names.get(name, name): value for name, value in row.fields.items()}
             row = Record(fields, row.origin)
         yield row
+
+
+def _on_hub(source: Source) -> bool:
+    names = [source] if isinstance(source, str) else source
+    return any(name.startswith("hub:") for name in names)
 
 
 def _as_read(name: str, fields: Mapping[str, Any]) -> str:
@@ -176,7 +183,7 @@ def collect(
     pieces, mark_pieces = [np.zeros(0, INDEX)], [np.zeros(0, MARKS)]
     fmt, chunk = "", 0
     for split, where, hub_split in task_sources(task, source):
-        rows = read_task(task, where, hub_split)
+        rows, first_chunk = read_task(task, where, hub_split), chunk
         while taken := _chunk(rows):
             records = [row for row in taken if isinstance(row, Record)]
             for record in records:
@@ -201,6 +208,7 @@ def collect(
                 mark_pieces.append(_marks(fitted, pieces[-1], marks))
                 found.rejected += [(chunk, one) for one in rejected]
             chunk += 1
+        found.chunks[split] = first_chunk, chunk
     found.index, found.marks = np.concatenate(pieces), np.concatenate(mark_pieces)
     found.labels = list(label_codes)
     _refuse_missing_columns(task, templates, found)
@@ -347,4 +355,5 @@ def join_parts(parts: Sequence[Collected], firsts: Sequence[int]) -> Collected:
         num_records=parts[0].num_records,
         columns=parts[0].columns,
         first_origin=parts[0].first_origin,
+        chunks=parts[0].chunks,
     )

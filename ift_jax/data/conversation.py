@@ -16,7 +16,6 @@ class Message:
         content: The text, exactly as the record has it. May be "" beside tool calls.
         trained: Whether the model learns to write this turn, with its end-of-turn token.
         tool_calls: An assistant's calls, each {"name": str, "arguments": JSON value}.
-        name: In a tool's turn, the tool's name where the record tells it.
         reasoning: What an assistant thought before it said this; chat templates may print it.
     """
 
@@ -24,7 +23,6 @@ class Message:
     content: str
     trained: bool
     tool_calls: tuple[dict[str, Any], ...] = ()
-    name: str = ""
     reasoning: str = ""
 
     def text(self) -> str:

@@ -42,26 +42,6 @@ class Contamination(NamedTuple):
     overlap: float
 
 
-def exact_duplicates(keys: Sequence[str]) -> list[int]:
-    """Indices of the rows whose key came before, in input order.
-
-    The first row of each key stays, so the texts that stay do not depend on the order; which of
-    their rows stays, and with it the label if repeats disagree, does.
-
-    Example:
-        >>> texts = ["Love it", "Broke.", "love  it ", "Broke.", "LOVE IT"]
-        >>> exact_duplicates([content_key(text) for text in texts])
-        [2, 3, 4]
-    """
-    seen: set[str] = set()
-    repeats = []
-    for index, key in enumerate(keys):
-        if key in seen:
-            repeats.append(index)
-        seen.add(key)
-    return repeats
-
-
 def near_duplicates(
     texts: Sequence[str],
     *,

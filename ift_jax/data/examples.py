@@ -125,7 +125,7 @@ def _template_file(task: TaskConfig) -> Path | None:
         if task.format:
             raise InputError(f"{where}: labelled columns need templates; name a file")
         return None
-    path = Path(task.templates)
+    path = Path(task.templates).expanduser()
     if task.template_column:
         raise InputError(
             f"config.data.tasks: {task.name}.template_column: names the templates of records that "
@@ -160,14 +160,13 @@ def from_templates(
     # An inverted template asks with the label and answers with the text.
     asking = [t for t in templates if t.metadata.get("original_task") is not False] or templates
     prompt_columns = sorted({c for t in asking for c in t.prompt_columns})
-    split_columns = task.split_by or prompt_columns
     all_columns = sorted({c for t in templates for c in t.columns})
     prompt_parts = _parts(part for t in asking for part in t.prompt_parts)
     all_parts = _parts(part for t in templates for part in t.parts)
     digests = []
     for record in records:
-        asked = _texts(record.fields, split_columns, prompt_parts)
         prompted = tuple(_texts(record.fields, prompt_columns, prompt_parts))
+        asked = _split_texts(task, record.fields, prompt_parts, prompted)
         shown = _texts(record.fields, all_columns, all_parts)
         whole = record_digest(record.fields)
         digests.append(_digests(task, record, asked, prompted, shown, whole))
@@ -286,6 +285,16 @@ def _texts(fields: Mapping[str, Any], columns: Iterable[str], parts: Parts) -> l
     return texts
 
 
+def _split_texts(
+    task: TaskConfig, fields: Mapping[str, Any], parts: Parts, otherwise: Sequence[str]
+) -> list[str]:
+    """What must not stand in two splits: the columns of `split_by`, or `otherwise` where it
+    names none or the record has no value there."""
+    if all(_is_missing(fields.get(column)) for column in task.split_by):
+        return list(otherwise)
+    return _texts(fields, task.split_by, parts)
+
+
 def _part(value: Any, path: Part) -> Any:
     """As far as the path leads: where it ends in a method, what has the method."""
     for step in path:
@@ -357,7 +366,7 @@ def from_conversations(
             said = turns.texts()
             to_assistant = _to_assistant(turns)
             texts = list(outcome.question) or to_assistant or said[-1:]
-            asked = _texts(record.fields, task.split_by, {}) or texts
+            asked = _split_texts(task, record.fields, {}, texts)
             prompts = texts if task.split_by else ()
             whole = 0 if fmt == "superni" else record_digest(record.fields)
             marks[origin] = record_marks(asked, prompts, [*said, *outcome.question], whole)

@@ -127,8 +127,9 @@ def _fit_batch(
             rejected.append(Rejected(example.origin, "no_token", detail))
             continue
         more = [counts[choice] - counts[example.completion] for choice in example.choices]
-        room = config.max_length - max(more, default=0)
-        length = len(tokens.ids) + max(more, default=0)
+        longer = max([0, *more])
+        room = config.max_length - longer
+        length = len(tokens.ids) + longer
         if length <= config.max_length:
             fitted.append(Fitted(example, tokens, truncated))
             continue

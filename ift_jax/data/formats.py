@@ -173,6 +173,8 @@ def _prompt_completion(fields: Fields) -> Conversation:
 def _messages(fields: Fields) -> Conversation:
     column = "messages" if "messages" in fields else "conversations"
     messages = openai_turns(fields.get(column), column)
+    if messages[0].role != "system":
+        messages = _system(fields) + messages
     return Conversation(tuple(messages), (), tools=read_tools(fields.get("tools")))
 
 
@@ -183,7 +185,7 @@ def _sharegpt(fields: Fields) -> Conversation:
 
 
 def _system(fields: Fields) -> list[Message]:
-    """The system turn that some ShareGPT and Alpaca files keep in a column of its own."""
+    """The system turn that some files keep in a column of its own."""
     system = fields.get("system")
     if not isinstance(system, str) or not system.strip():
         return []

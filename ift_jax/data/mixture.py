@@ -82,8 +82,9 @@ def epoch_counts(
         replay: which tasks `replay_share` is for; default none.
 
     Raises:
-        InputError: if nothing is left to train on, a task with a weight has no examples, or
-            replay is asked for without a task to replay or the other way round.
+        InputError: if nothing is left to train on, an epoch would hold no example, a task with a
+            weight has no examples, or replay is asked for without a task to replay or the other
+            way round.
 
     Example:
         >>> epoch_counts([100, 900], MixtureConfig())
@@ -109,6 +110,11 @@ def epoch_counts(
         if config.rates == "examples" and config.temperature == 1
         else rows[(own > 0)].sum()
     )
+    if total < 1:
+        raise InputError(
+            "config.data.mixture: an epoch would hold no example, as small as weights, scale or "
+            "cap are; raise them, or set config.data.mixture.size"
+        )
     if not again.any():
         return _apportion(own, total)
     if config.size:

@@ -1,6 +1,7 @@
 """Neutral text: what no task trains, and on which a model should go on as it was."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,8 @@ import numpy as np
 from ift_jax.data.chat import Chat
 from ift_jax.data.loader import RowSource
 from ift_jax.data.packing import Pair, Tokens
-from ift_jax.data.sources import Record, read_records
+from ift_jax.data.records import Rejected
+from ift_jax.data.sources import read_records
 from ift_jax.errors import InputError
 
 MAX_RECORDS = 20_000  # read of a source: more would not make a mean much surer
@@ -73,19 +75,27 @@ def neutral_texts(config: NeutralConfig, chat: Chat) -> NeutralTexts:
     Raises:
         InputError: if the source cannot be read, has no such column, or no text of two tokens.
     """
-    texts = _read(config)
+    texts, rejected = _read(config)
     # Cut here: truncation is a state of the tokenizer, which all others share.
-    ids = chat.tokenizer(texts)["input_ids"]
+    ids = chat.tokenizer(texts)["input_ids"] if texts else []
     kept = [np.array(one[: config.max_tokens], np.int32) for one in ids if len(one) > 1]
+    first = f"; first: {rejected[0].origin}: {rejected[0].detail}" if rejected else ""
     if not kept:
-        raise InputError(f"config.neutral.source={config.source!r}: has no text of two tokens")
+        raise InputError(
+            f"config.neutral.source={config.source!r}: has no text of two tokens{first}"
+        )
+    if rejected:
+        print(f"config.neutral.source: {len(rejected)} records left out{first}", file=sys.stderr)
     return NeutralTexts(_tokens(kept[: config.num_texts]), _tokens(kept[config.num_texts :]))
 
 
-def _read(config: NeutralConfig) -> list[str]:
+def _read(config: NeutralConfig) -> tuple[list[str], list[Rejected]]:
+    """The texts, and the records that could not be read."""
     found: dict[bytes, str] = {}
+    rejected: list[Rejected] = []
     for row in islice(read_records(config.source), MAX_RECORDS):
-        if not isinstance(row, Record):
+        if isinstance(row, Rejected):
+            rejected.append(row)
             continue
         text = row.fields.get(config.column)
         if not isinstance(text, str):
@@ -96,7 +106,7 @@ def _read(config: NeutralConfig) -> list[str]:
         if text.strip():
             digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
             found[digest.digest()] = text
-    return [found[digest] for digest in sorted(found)]
+    return [found[digest] for digest in sorted(found)], rejected
 
 
 def _tokens(ids: Sequence[np.ndarray]) -> Tokens:

@@ -78,6 +78,7 @@ def collect_part(
                 "num_records": found.num_records,
                 "columns": sorted(found.columns),
                 "first_origin": found.first_origin,
+                "chunks": found.chunks,
             }
             replace_text(own / f"counted-{number}.json", json.dumps(counted))
         store.save(own / "numbers.npz")
@@ -111,4 +112,5 @@ def load_part(own: Path, number: int) -> Collected:
         num_records=counted["num_records"],
         columns=set(counted["columns"]),
         first_origin=counted["first_origin"],
+        chunks={split: (first, end) for split, (first, end) in counted["chunks"].items()},
     )

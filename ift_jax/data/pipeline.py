@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ift_jax.data.chat import Chat
-from ift_jax.data.collect import Collected, collect, read_task, sourced_tasks
+from ift_jax.data.collect import OWN_SPLITS, Collected, collect, read_task, sourced_tasks
 from ift_jax.data.config import SPLITS, DataConfig, TaskConfig
 from ift_jax.data.examples import Example, templates_to_lint
 from ift_jax.data.loader import Rows
@@ -176,6 +176,7 @@ def assemble(
     """
     for task, found in zip(config.tasks, collected, strict=True):
         _refuse_too_many(task, config, found)
+        _refuse_empty_source(task, found)
     selected = select(config.tasks, collected, config, store.example)
     built = []
     for task, found, kept in zip(config.tasks, collected, selected, strict=True):
@@ -226,6 +227,18 @@ def _refuse_too_many(task: TaskConfig, config: DataConfig, found: Collected) -> 
             f"task {task.name}: {bad} of {found.num_records} records were rejected, more than "
             f"config.data.max_rejected={config.max_rejected}; first: {first.origin}: "
             f"{first.reason}: {first.detail}"
+        )
+
+
+def _refuse_empty_source(task: TaskConfig, found: Collected) -> None:
+    """A split's own source of which nothing can be used is a mistake, however short it is."""
+    for split, (first, end) in found.chunks.items():
+        if not split or (found.index["own_split"] == OWN_SPLITS.index(split)).any():
+            continue
+        refused = [one for chunk, one in found.rejected if first <= chunk < end]
+        raise InputError(
+            f"task {task.name}: no record of its {split} source can be used; first: "
+            f"{refused[0].origin}: {refused[0].reason}: {refused[0].detail}"
         )
 
 

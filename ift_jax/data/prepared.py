@@ -74,12 +74,14 @@ def prepare(
         The card, or None while other parts are missing.
 
     Raises:
-        InputError: as `pipeline.build`, and if the folder holds something else.
+        InputError: as `pipeline.build`, and if the folder holds another prepared set, or files
+            of the names that are written and no set.
     """
     key = set_key(config, chat)
     if (folder / "index.json").exists():
         return _finished(folder, key)
     parts = folder / "parts"
+    _refuse_foreign(folder, parts)
     total = part[1] * num_processes
     own = [part[0] * num_processes + i for i in range(num_processes)]
     waiting = [i for i in own if not is_done(parts / f"{i}-of-{total}", key)]
@@ -110,6 +112,18 @@ def prepare(
     shutil.rmtree(parts)
     (folder / LOCK).unlink(missing_ok=True)
     return card
+
+
+def _refuse_foreign(folder: Path, parts: Path) -> None:
+    """Files of our names that nobody was preparing are somebody's own."""
+    if parts.exists():
+        return
+    own = [folder / name for name in _FILES if (folder / name).exists()]
+    if own := own or sorted(folder.glob("*.array_record")):
+        raise InputError(
+            f"{own[0]}: would be overwritten, and is not of a prepared set (index.json is "
+            "missing); choose another --output"
+        )
 
 
 def _finished(folder: Path, key: Key) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The card and training examples as text for a terminal, and the latter as a file for a report."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ift_jax.data.pipeline import DataSet
 from ift_jax.data.tokenization import Encoded
 
 EXAMPLES_A_TASK = 2  # in the file of a run
+ANSWERS_SHOWN = 20  # of a split
 
 _OTHERS = {
     "near_duplicates": "near-duplicates",
@@ -35,7 +37,7 @@ def card_text(card: Mapping[str, Any]) -> str:
             + "".join(f", {text}" for text in others)
         )
         for split, s in task["splits"].items():
-            answers = ", ".join(f"{answer}: {count}" for answer, count in s["answers"].items())
+            answers = _answers(s["answers"])
             lines.append(
                 f"  {split:<10} {s['examples']:>6} examples, {s['tokens']:>8} tokens, "
                 f"{s['trained_tokens']:>7} trained, longest {s['longest']:>4}"
@@ -46,7 +48,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         if task["missing_shots"]:
             lacking = sum(n for lack, n in task["missing_shots"].items() if int(lack))
             drew = sum(task["missing_shots"].values())
-            lines.append(f"  {drew} training examples drew shots, {lacking} had no room for all")
+            lines.append(f"  {drew} training examples drew shots, {lacking} got fewer than that")
     mixture = card["mixture"]
     if len(mixture.get("tasks", {})) > 1:
         lines.append(f"an epoch takes {mixture['examples']} examples:")
@@ -59,6 +61,16 @@ def card_text(card: Mapping[str, Any]) -> str:
                 f"{t['share_of_trained_tokens']:6.1%} of trained tokens"
             )
     return "\n".join(lines)
+
+
+def _answers(counts: Mapping[str, int]) -> str:
+    """All of a few; of many the most frequent ones."""
+    shown = dict(counts)
+    if len(counts) > ANSWERS_SHOWN:
+        shown = dict(Counter(counts).most_common(ANSWERS_SHOWN))
+    text = ", ".join(f"{answer}: {count}" for answer, count in shown.items())
+    more = len(counts) - len(shown)
+    return f"{text} and {more} others" if more else text
 
 
 def preview(data: DataSet, count: int, *, tokens: bool, colour: bool) -> Iterator[str]:

@@ -251,7 +251,7 @@ def _contaminated(
     rows = [np.flatnonzero(split == train) for split in splits]
     trained = [index["number"][places] for index, places in zip(indices, rows, strict=True)]
     found = contaminated(
-        _Texts(np.concatenate(trained), lambda number: "\n".join(example_of(number).said())),
+        _Texts(np.concatenate(trained), lambda number: _shown(example_of(number))),
         list(evaluation),
         ngram=config.decontaminate_ngram,
         min_overlap=config.decontaminate_overlap,
@@ -261,6 +261,11 @@ def _contaminated(
     for leak in found:
         dropped[task_of[leak.train]][places_of[leak.train]] = True
     return dropped
+
+
+def _shown(example: Example) -> str:
+    """All that training on an example shows: system turns, instructions and templates, too."""
+    return "\n".join([*example.said(), *example.turns.texts()])
 
 
 def _held_out(example: Example) -> list[str]:

@@ -164,8 +164,7 @@ def assign_split(key: str, fractions: Mapping[str, float], *, salt: str = "") ->
 def subset_order(keys: Sequence[str], *, seed: int = 0) -> list[int]:
     """All indices into `keys`, in an order that the keys and the seed decide, not the rows.
 
-    Rows with the same key stay together, among themselves in input order; drop repeats first
-    with `duplicates.exact_duplicates` if a subset should hold each text once.
+    Rows with the same key stay together, among themselves in input order.
 
     Example:
         >>> keys = ["ant", "bee", "cat", "bee"]

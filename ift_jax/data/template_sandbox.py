@@ -19,6 +19,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from ift_jax.data import template_worker
@@ -233,13 +234,31 @@ def _chunks(records: Sequence[Mapping[str, Any]]) -> Iterator[list[bytes] | Fail
 
 
 class _PlainPickler(pickle.Pickler):
-    """Sends NumPy's scalars and arrays as the Python values they hold: the worker has no NumPy."""
+    """Sends what columnar files hold as values of the standard library.
+
+    The worker has no NumPy, no pandas and no data of time zones: arrays and scalars become the
+    Python values they hold, and points in time keep their zone's offset and name, to microseconds.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, datetime):
+            return _plain_datetime(obj)
+        if isinstance(obj, timedelta):
+            return timedelta, (obj.days, obj.seconds, obj.microseconds)
         if not isinstance(obj, type) and hasattr(obj, "tolist"):
             value = obj.tolist()
             return type(value), (value,)
         return NotImplemented
+
+
+def _plain_datetime(value: datetime) -> tuple[Any, tuple[Any, ...]]:
+    """How to make the value anew; pandas' "not a time" is None."""
+    if value != value:
+        return type(None), ()
+    offset = value.utcoffset()
+    zone = None if offset is None else timezone(offset, value.tzname() or "")
+    date, time = (value.year, value.month, value.day), (value.hour, value.minute, value.second)
+    return datetime, (*date, *time, value.microsecond, zone)
 
 
 def _pickle(record: Mapping[str, Any]) -> bytes | Failure:

@@ -58,10 +58,9 @@ def _openai_turn(turn: Mapping[str, Any], place: str) -> Message:
     weight = turn.get("weight", 1)
     if weight not in (0, 1, None):
         raise Unusable("wrong_shape", f"{place}: weight is {weight!r}, and may be 0 or 1")
-    name = turn.get("name") if role == "tool" else ""
     trained = role == "assistant" and weight != 0
     reasoning = _reasoning(turn, role, place)
-    message = Message(role, content, trained, tool_calls, str(name or ""), reasoning)
+    message = Message(role, content, trained, tool_calls, reasoning)
     return _checked(message, place)
 
 

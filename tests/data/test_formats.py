@@ -184,7 +184,7 @@ class TestMessages:
         conversation = converted(fields)
         parsed = {"name": "add", "arguments": {"a": 1}}
         assert conversation.messages[1] == Message("assistant", "", True, (parsed,))
-        assert conversation.messages[2] == Message("tool", "", False, (), "add")
+        assert conversation.messages[2] == Message("tool", "", False)
         assert conversation.tools == tuple(tools)
 
     def test_function_calls_of_older_files(self):
@@ -198,6 +198,14 @@ class TestMessages:
         conversation = converted({"messages": [USER, {**BOT, name: "A greeting."}]})
         assert [m.reasoning for m in conversation.messages] == ["", "A greeting."]
         assert conversation.references == ("hello",)
+
+    def test_a_system_column_stands_first_unless_a_system_turn_does(self):
+        asked = {"messages": [USER, BOT], "system": "Be brief."}
+        assert turns(converted(asked))[0] == ("system", "Be brief.", False)
+        own = {"role": "system", "content": "Be long."}
+        assert [turn[1] for turn in turns(converted(asked | {"messages": [own, USER, BOT]}))] == [
+            "Be long.", "hi", "hello"
+        ]  # fmt: skip
 
     def test_text_parts_are_joined(self):
         parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

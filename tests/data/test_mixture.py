@@ -29,9 +29,13 @@ sizes_lists = st.lists(st.integers(1, 5000), min_size=1, max_size=12)
 )
 def test_counts_follow_the_formula_and_add_up(sizes, temperature, cap, scale, size):
     config = MixtureConfig(temperature=temperature, cap=cap, scale=scale, size=size)
-    counts = epoch_counts(sizes, config)
     rates = np.array([min(n * scale, cap or np.inf) ** (1 / temperature) for n in sizes])
     total = size or (round(rates.sum()) if temperature == 1 else sum(sizes))
+    if not total:
+        with pytest.raises(InputError, match="an epoch would hold no example"):
+            epoch_counts(sizes, config)
+        return
+    counts = epoch_counts(sizes, config)
     assert sum(counts) == total
     exact = rates / rates.sum() * total
     assert np.abs(np.array(counts) - exact).max() < 1 + 1e-6
@@ -73,6 +77,8 @@ def test_what_cannot_be_mixed_is_refused():
         epoch_counts([5, 5], MixtureConfig(replay_share=0.1))
     with pytest.raises(InputError, match="need each other"):
         epoch_counts([5, 5], MixtureConfig(), replay=[False, True])
+    with pytest.raises(InputError, match="an epoch would hold no example"):
+        epoch_counts([40], MixtureConfig(scale=0.001))
     for wrong in (
         {"rates": "x"}, {"temperature": 0.0}, {"cap": -1}, {"replay_share": 1.0},
         {"rates": "weights", "cap": 3},

@@ -83,6 +83,17 @@ def test_a_column_is_named_or_found(tmp_path, chat):
         neutral_texts(NeutralConfig(source=write(tmp_path / "short.txt", ["a", "b"])), chat)
 
 
+def test_lines_that_cannot_be_read_are_counted_and_refused_where_there_is_nothing_else(
+    tmp_path, chat, capsys
+):
+    broken = ['{"text": "a whole line"}', "{broken", "{broken too"]
+    found = neutral_texts(NeutralConfig(source=write(tmp_path / "a.jsonl", broken)), chat)
+    assert len(found.measured.lengths) == 1
+    assert "2 records left out; first: " in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"no text of two tokens; first: .*b\.jsonl:1: "):
+        neutral_texts(NeutralConfig(source=write(tmp_path / "b.jsonl", broken[1:])), chat)
+
+
 @pytest.mark.parametrize("change", [{"num_texts": -1}, {"max_tokens": 7}])
 def test_counts_are_checked(change):
     with pytest.raises(InputError, match=f"config.neutral.{next(iter(change))}"):

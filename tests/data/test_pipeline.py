@@ -524,9 +524,29 @@ templates:
     cut = folder.build([record], task=task, max_length=length - 3, on_too_long="truncate")
     [one] = folder.chat.encode([(cut.examples("train")[0].messages, chinese)])
     assert len(one.ids) <= length - 3
+    # An answer that is none of the choices, and longer than they are, is measured by itself.
+    longer = {**record, "answer": "y" * 60}
+    compatible = {**task, "template_mode": "compatible"}
+    length = int(folder.build([longer], task=compatible).tokens("train").lengths.sum())
+    assert folder.build([longer], task=compatible, max_length=length).examples("train")
+    tight = folder.build([longer], task=compatible, max_length=length - 1, max_rejected=1.0)
+    assert [r.reason for r in tight.tasks[0].rejected] == ["too_long"]
 
 
 # Tasks
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_own_source_of_which_nothing_can_be_used_is_refused(folder, split):
+    """However few its records are beside those of training."""
+    own = folder.path / "own.jsonl"
+    own.write_text('{"text": "Its label has another name.", "target": 3}\n')
+    task = {f"{split}_source": str(own), f"{split}_fraction": 0.0}
+    said = folder.refusal(reviews(400), task=task)
+    assert f"rating: no record of its {split} source can be used; first: {own}:1: undef" in said
+    with own.open("a") as file:
+        file.write(json.dumps(reviews(1, 900)[0]))
+    assert len(folder.build(reviews(400), task=task).examples(split)) == 1
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

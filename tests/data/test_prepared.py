@@ -111,9 +111,10 @@ def test_parts_give_the_bytes_of_one_process_in_any_order(config, chat, tmp_path
     assert files(tmp_path / "parts") == files(tmp_path / "one")
 
 
-def test_several_processes_give_the_same_bytes(config, chat, tmp_path):
-    config = replace(config, max_rejected=1.0)
-    collect.CHUNK = 2048  # a started process does not see what the fixture changed
+def test_several_processes_give_the_same_bytes(folder, chat, tmp_path):
+    chunk = 2048  # a started process does not see what the fixture changed
+    collect.CHUNK = chunk
+    config = folder.config(reviews(chunk + 200), max_length=128)
     prepare(config, chat, tmp_path / "one")
     prepare(config, chat, tmp_path / "two", num_processes=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -436,3 +437,13 @@ def test_a_batch_far_along_reads_as_many_rows_as_the_first(config, chat, tmp_pat
         asked.clear()
         _ = Batches(rows, 4, 0)[step]
         assert len(read) == len(asked) == 4
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "rows.array_record"])
+def test_a_folder_that_holds_files_of_somebody_else_is_left_alone(config, chat, tmp_path, name):
+    (tmp_path / "set").mkdir()
+    own = tmp_path / "set" / name
+    own.write_text("mine")
+    with pytest.raises(InputError, match=f"{name}: would be overwritten"):
+        prepare(config, chat, tmp_path / "set")
+    assert own.read_text() == "mine"

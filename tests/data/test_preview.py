@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import make_tokenizer
 from test_chat import bpe_tokenizer
-from test_pipeline import Folder, reviews
+from test_pipeline import TEMPLATES, Folder, reviews
 
 from ift_jax.data import pipeline
 from ift_jax.data.chat import Chat
@@ -110,3 +110,17 @@ def test_the_card_as_text_names_tasks_splits_answers_and_rejections(folder):
         assert int(line.split()[1]) == len(data.examples(split))
     assert "answers 1: " in lines[1]
     assert lines[-1] == f"  template 'Rate': {len(data.examples('train'))} training examples"
+
+
+def test_of_many_answers_the_card_names_the_most_frequent(folder):
+    answers = [f"a{n}" for n in range(60)] + ["often"] * 3
+    records = [
+        {**review, "stars": answer} for review, answer in zip(reviews(63), answers, strict=True)
+    ]
+    path = folder.path / "own.yaml"
+    path.write_text(TEMPLATES.replace("1 ||| 2 ||| 3 ||| 4 ||| 5", "'{{ stars }} ||| none'"))
+    task = {"templates": str(path), "validation_fraction": 0.0, "test_fraction": 0.0}
+    text = card_text(pipeline.card(folder.build(records, task=task)))
+    line = next(line for line in text.splitlines() if line.startswith("  train"))
+    assert "answers often: 3, " in line
+    assert line.endswith(" and 41 others")

@@ -1,5 +1,6 @@
 """What is kept and where it goes: own splits, groups, repeats, near-repeats, leaks, strata."""
 
+import json
 import math
 from collections import Counter
 
@@ -164,6 +165,19 @@ def test_records_without_a_group_are_no_group(folder):
     gaps = folder.build(records, task={"group_by": ("title",)})
     assert by_split(gaps) == by_split(data)
     assert all(len(data.tasks[0].splits[split]) > 1 for split in SPLITS)
+
+
+def test_records_without_a_value_to_split_by_are_told_by_what_they_ask(folder):
+    train = [{**review(f"Text {n}"), "doc": None if n % 2 else f"doc {n}"} for n in range(100)]
+    test = folder.path / "test.jsonl"
+    test.write_text(json.dumps({**review("A text of its own"), "doc": None}))
+    task = {"split_by": ("doc",), "test_source": str(test), "validation_fraction": 0.0}
+    data = folder.build(train, task=task)
+    assert len(data.examples("train")) == 100
+    assert len(data.examples("test")) == 1
+    folder.build(train, task=task)
+    test.write_text(json.dumps({**review("Text 3"), "doc": None}))
+    assert counts(folder.build(train, task=task))["in_other_split"] == 1
 
 
 def test_a_held_out_text_is_not_trained_as_another_tasks_answer(folder):
@@ -538,6 +552,15 @@ def test_evaluation_text_is_found_in_what_training_answers_and_its_answers_too(f
     assert [len(t.splits["train"]) for t in several(folder, tasks).tasks] == [0, 2, 2, 2]
     data = several(folder, tasks, decontaminate=("probe",))
     assert [rows_of(data, "train", task) for task in (1, 2, 3)] == [{2}] * 3
+    # In what only stands around the question, in training as trained.
+    said = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "Yes."}]
+    systems = [{"messages": [{"role": "system", "content": text}, *said]} for text in (LONG, fine)]
+    given = {"input": "these are five words here", "output": "Yes."}
+    alpaca = [{"instruction": text, **given} for text in (f"So: {LONG}", fine)]
+    records = {**RECORD_FORMAT, **ALL_TRAIN, "repeats": "keep"}
+    around = {"probe": tasks["probe"], "chats": (systems, records), "alpaca": (alpaca, records)}
+    data = several(folder, around, decontaminate=("probe",))
+    assert [rows_of(data, "train", task) for task in (1, 2)] == [{2}] * 2
     # An answer of the probe's, which training asks about.
     tasks = {
         "probe": ([{"prompt": "Say it.", "completion": LONG}],

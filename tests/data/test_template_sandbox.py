@@ -448,3 +448,22 @@ def test_values_that_are_not_plain_are_sent_as_what_they_hold():
     (reply,) = render_records("a", None, True, [{"a": lambda: 1}])
     assert isinstance(reply, Failure)
     assert reply.reason == "template_error"
+
+
+def test_points_in_time_of_columnar_files_are_sent_whatever_their_zone_and_precision(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    noon = datetime.datetime(2024, 1, 2, 12, 0, 0, 5, tzinfo=datetime.UTC)
+    columns = {
+        "utc": pa.array([noon], pa.timestamp("us", tz="UTC")),
+        "york": pa.array([noon], pa.timestamp("us", tz="America/New_York")),
+        "fine": pa.array([datetime.datetime(2024, 1, 2)], pa.timestamp("ns")),
+        "took": pa.array([datetime.timedelta(minutes=3)], pa.duration("ns")),
+    }
+    [record] = pa.table(columns).to_pylist()
+    shown = "{{ utc }}; {{ york }} {{ york.tzname() }}; {{ fine.year }}; {{ took }}"
+    (reply,) = render_records(shown, None, True, [record])
+    expected = "2024-01-02 12:00:00.000005+00:00; 2024-01-02 07:00:00.000005-05:00 EST; 2024; "
+    assert reply == Success([f"{expected}0:03:00"], None)
+    pandas = pytest.importorskip("pandas")
+    (reply,) = render_records("{{ at is none }}", None, False, [{"at": pandas.NaT}])
+    assert reply == Success(["True"], None)

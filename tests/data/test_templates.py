@@ -417,6 +417,14 @@ def test_what_is_no_template_file_is_refused(write, content):
         load_templates(write(content))
 
 
+@pytest.mark.parametrize(
+    "wrong", ["!Template\n    - name: a", "!Template text", "!TemplateMetadata [a]"]
+)
+def test_a_tag_with_no_mapping_below_it_is_named_with_its_line(write, wrong):
+    with pytest.raises(InputError, match=r"line 2: expected a mapping node"):
+        load_templates(write(f"templates:\n  a: {wrong}\n".encode()))
+
+
 def bomb(first, more, levels=9):
     """YAML whose aliases to aliases stand for 10**levels values."""
     lines = [f"  - &b0 {first}"]
