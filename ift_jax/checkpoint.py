@@ -243,7 +243,7 @@ def load_workdir(
     try:
         step = checkpoints.choose(which)
         model = dataclasses.replace(run.model, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        base = load_configured(model, mesh)
+        base = load_configured(model, mesh).with_chat_end()
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
             if step == checkpoints.best():

@@ -1,8 +1,11 @@
 """RunConfig: the sections that live beside their users, composed and checked together."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -22,7 +25,7 @@ from ift_jax.hf.folder import read_json
 from ift_jax.model_config import ModelConfig
 from ift_jax.peft.config import PeftConfig
 from ift_jax.sharding import MeshConfig
-from ift_jax.study.config import StudyConfig
+from ift_jax.study.config import StudyConfig, check_seed
 from ift_jax.train.optimizer import OptimizerConfig
 from ift_jax.train.remedies import RemediesConfig
 
@@ -51,8 +54,10 @@ class TrainConfig:
         num_samples: prompts whose answers are generated at each validation, always the same.
         watch_drift: validation also says how far the weights and, on neutral text, the answers
             have moved from the base; keeps a copy of the base's weights while training.
-        save_every: steps between checkpoints; 0 saves when validation ran.
-        seed: of the data order.
+        save_every: steps between checkpoints, beside those of validations; 0 saves at validations
+            alone, or after each tenth of the run where eval_every is 0 too.
+        seed: of the data order, and of all that is drawn in training: adapters' starts, dropout,
+            the order of neutral text, sampled labels.
     """
 
     num_steps: int = 0
@@ -73,10 +78,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             "num_steps", "num_epochs", "eval_every", "eval_items", "patience", "num_samples",
-            "save_every", "seed",
+            "save_every",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"config.train.{name}: must not be negative")
+        if not math.isfinite(self.num_epochs):
+            raise InputError(
+                f"config.train.num_epochs: expected a finite number, got {self.num_epochs}"
+            )
+        check_seed(self.seed, "config.train.seed")
         if not self.num_steps and not self.num_epochs:
             raise InputError("config.train: num_steps and num_epochs are both 0")
         for name in ("batch_size", "micro_batches"):
@@ -208,8 +218,15 @@ def field_type(name: str) -> Any:
 
 
 def read_run_config(workdir: Path) -> RunConfig:
-    """The config that a workdir was made with."""
-    return build_run_config(read_json(workdir / "config.json"))
+    """The config that a workdir was made with.
+
+    Raises:
+        InputError: if it has none, or that of a Hugging Face folder.
+    """
+    tree = read_json(workdir / "config.json")
+    if "model_type" in tree:
+        raise InputError(f"{workdir}: is a Hugging Face folder, not a workdir; name another")
+    return build_run_config(tree)
 
 
 def to_json(config: RunConfig) -> str:
@@ -271,6 +288,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if origin is Mapping and isinstance(value, Mapping):
         return {str(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    if kind == str | tuple[str, ...] and isinstance(value, str) and value[:1] in ("(", "["):
+        with contextlib.suppress(SyntaxError, ValueError):  # no list, but a text that begins so
+            return _convert(tuple[str, ...], ast.literal_eval(value), path)
     if origin in (typing.Union, types.UnionType):
         for choice in args:
             try:

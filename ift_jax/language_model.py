@@ -106,6 +106,12 @@ class LanguageModel:
             raise InputError(f"attention_mask: expected shape {ids.shape}, got {mask.shape}")
         if not np.isin(mask, (0, 1)).all():
             raise InputError("attention_mask: expected 1 on tokens and 0 on padding, nothing else")
+        begins = (np.diff(mask, axis=1, prepend=0) == 1).sum(axis=1)
+        if (begins > 1).any():
+            raise InputError(
+                f"attention_mask: row {int(np.argmax(begins > 1))} has padding between its tokens; "
+                "it may stand left and right of them"
+            )
         params = self.params
         rows = self.adapter_rows(adapters, len(ids))
         if rows is not None:
@@ -208,9 +214,27 @@ class LanguageModel:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a generation: the chat format's end of turn and the config's ends."""
+        return tuple(sorted({*self._listed_ends(), self.chat.end_of_turn_id}))
+
+    def _listed_ends(self) -> list[int]:
         ends = self.generation_config.get("eos_token_id")
-        listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        return tuple(sorted({*listed, self.chat.end_of_turn_id}))
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+    def with_chat_end(self) -> "LanguageModel":
+        """The same, as who saves it after training in its chat format hands it on.
+
+        A tokenizer without a chat template has the plain one by then, and `generation_config`
+        lists the token that closes a turn, at which others would not stop. Itself without a
+        tokenizer.
+
+        Raises:
+            InputError: as `Chat.of`.
+        """
+        if self.tokenizer is None or self.chat.end_of_turn_id in self._listed_ends():
+            return self
+        ends = list(self.stop_ids)
+        ending = {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+        return dataclasses.replace(self, generation_config={**self.generation_config, **ending})
 
     def adapt(self, config: PeftConfig, *, seed: int = 0) -> "LanguageModel":
         """The same weights, frozen, with a fresh adapter beside them; itself for "none".
@@ -310,6 +334,8 @@ class LanguageModel:
             grown = self.with_new_tokens(new.texts, num_rows=new.num_rows)
             if new.tokenizer is not None:
                 grown = dataclasses.replace(grown, tokenizer=new.tokenizer)
+                if new.tokenizer.chat_template is not None:
+                    grown = grown.with_chat_end()
         found = grown._read_adapter(path)
         if found.tables:
             tables = {
@@ -409,6 +435,8 @@ class LanguageModel:
 
         In place, and the model is returned.
         """
+        if isinstance(paths, str | Path):
+            raise InputError(f"paths: expected a list of folders, got the one {paths}")
         check_choice("combination", combination, get_args(mixing.Combination))
         parts = [self._read_adapter(path).alone(path) for path in paths]
         adapter, arrays = mixing.weighted(parts, weights, combination)

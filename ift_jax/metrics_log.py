@@ -1,12 +1,13 @@
 """A run's metrics as JSON lines and as TensorBoard event files, and its samples."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -17,13 +18,19 @@ class MetricsLog:
     """Writes metrics.jsonl, samples.jsonl and tensorboard/ of a workdir.
 
     A run that goes on from step `first` drops the lines of later steps, which it makes again; one
-    that begins drops all.
+    that begins drops all. TensorBoard is told to.
     """
 
     def __init__(self, workdir: Path, first: int):
         self._file = _open_at(workdir / "metrics.jsonl", first)
         self._samples = _open_at(workdir / "samples.jsonl", first)
+        if not first:
+            shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         self._events = EventFileWriter(str(workdir / "tensorboard"))
+        started = SessionLog(
+            status=SessionLog.START
+        )  # what stands before it from this step on ends
+        self._events.add_event(Event(wall_time=time.time(), step=first + 1, session_log=started))
 
     @staticmethod
     def lines(path: Path) -> list[dict[str, Any]]:

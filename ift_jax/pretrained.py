@@ -53,8 +53,8 @@ def load_pretrained(
         quantize: "int8", "int4" or "nf4" keeps the projections of the layers, which are nearly
             all weights of a large model, in 8 or 4 bits. Arrays are quantized one by one on
             the host, so no device ever holds the float weights. Embedding, output matrix and
-            norms stay in `param_dtype`. What a workdir made is quantized with its adapter
-            merged in; it cannot be where the run itself had a quantized base.
+            norms stay in `param_dtype`. What a workdir made is loaded in floats, and quantized
+            with its adapter merged in; it cannot be where the run itself had a quantized base.
         quantize_group: inputs that share a float32 scale.
         mesh: places the parameters by `ift_jax.sharding.RULES`; default: one device.
 
@@ -174,9 +174,14 @@ def _from_folder(path: Path, compute: Compute, memory: _Memory) -> LanguageModel
         hf_config, tensors, str(path / "config.json"), compute, memory,
         tokenizer=folder.read_tokenizer(path),
         generation_config=folder.read_json(generation) if generation.exists() else ids,
-        stored_dtype=str(matrix.load().dtype),
+        stored_dtype=_saved_as(str(matrix.load().dtype)),
         source=str(path.resolve()),
     )  # fmt: skip
+
+
+def _saved_as(stored: str) -> str:
+    """The dtype that weights are saved in: as they were, but none that nobody computes in."""
+    return stored if stored in DTYPES else "float32"
 
 
 def _assemble(
@@ -188,6 +193,9 @@ def _assemble(
     **rest: Any,
 ) -> LanguageModel:
     config = families.decoder_config(hf_config, where)
+    ends = rest["generation_config"].get("eos_token_id")
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise InputError(f"{where}: eos_token_id={ends!r}; expected a token's number, or several")
     tokenizer = rest["tokenizer"]
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise InputError(

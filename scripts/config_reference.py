@@ -20,8 +20,9 @@ Written by `python scripts/config_reference.py` from the docstrings of the secti
 
 In a config file a field is set as `config.section.field = value`, on the command line as
 `--config.section.field=value`. Entries of `config.data.tasks` are `task_config(field=value)` of
-`ift_jax.config`, those of `config.study.runs` are dicts; a field of one is set on the command line
-by its number: `--config.data.tasks[0].train_size=500`.
+`ift_jax.config`, those of `config.study.runs` are dicts; a field of one that the config file
+names is set on the command line by its number: `--config.data.tasks[0].train_size=500`. Several
+texts are `a,b`, several sources `'("a.csv","b.csv")'`.
 """
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): ")
 

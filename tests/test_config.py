@@ -1,12 +1,15 @@
 """The config that a user writes becomes frozen dataclasses, or an error that names the field."""
 
 import dataclasses
+import doctest
 import json
+import math
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from ift_jax.commands import config_flag
 from ift_jax.commands.config_flag import config_arguments, config_file, known_configs
 from ift_jax.config import (
     RunConfig,
@@ -87,17 +90,32 @@ def test_whole_numbers_pass_for_floats_and_lists_for_tuples():
     assert config.evaluation.shots == (0, 5)
 
 
-@pytest.mark.parametrize("source", ["a.jsonl", ["a.jsonl", "b.jsonl"]])
-def test_a_source_is_one_file_or_several(source):
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a.jsonl", "a.jsonl"),
+        (["a.jsonl", "b.jsonl"], ("a.jsonl", "b.jsonl")),
+        ('("a.jsonl", "b,c.jsonl")', ("a.jsonl", "b,c.jsonl")),  # as the command line has it
+        ("(a).jsonl", "(a).jsonl"),
+        ("[ab].jsonl", "[ab].jsonl"),
+    ],
+)
+def test_a_source_is_one_file_or_several(source, expected):
     [task] = build_run_config({"data": {"tasks": [{"source": source}]}}).data.tasks
-    assert task.source == (source if isinstance(source, str) else tuple(source))
+    assert task.source == expected
+
+
+def test_the_examples_of_the_config_flag_are_true():
+    assert doctest.testmod(config_flag) == (0, 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"num_steps": -1}, "config.train.num_steps: must not be negative"),
-        ({"seed": -1}, "config.train.seed: must not be negative"),
+        ({"seed": -1}, "config.train.seed: expected 0 to 2**32 - 1, got -1"),
+        ({"seed": 2**32}, "config.train.seed: expected 0 to 2**32 - 1, got 4294967296"),
+        ({"num_epochs": math.nan}, "config.train.num_epochs: expected a finite number, got nan"),
         ({"num_epochs": 0.0}, "config.train: num_steps and num_epochs are both 0"),
         ({"batch_size": 0}, "config.train.batch_size: expected 1 or more"),
         ({"batch_size": 6, "micro_batches": 4}, "config.train.batch_size=6 is not a multiple of"),
@@ -138,6 +156,9 @@ def test_values_that_cannot_work_are_refused(changes, says):
             "config.optimizer.weight_decay=0.1 to 0; set it to 0",
         ),
         ({"evaluation": {"interpolation": [1.5]}}, "config.evaluation.interpolation: expected 0"),
+        ({"optimizer": {"b1": 1.0}}, "config.optimizer.b1: expected 0 to below 1, got 1.0"),
+        ({"optimizer": {"b2": -0.1}}, "config.optimizer.b2: expected 0 to below 1, got -0.1"),
+        ({"optimizer": {"epsilon": 0.0}}, "config.optimizer.epsilon: expected above 0, got 0.0"),
         ({"neutral": {"num_texts": -1}}, "config.neutral.num_texts: must not be negative"),
     ],
 )  # fmt: skip

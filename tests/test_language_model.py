@@ -147,6 +147,7 @@ def test_masks_of_any_numeric_type_are_taken(model, mask_dtype):
         ([[1, 2]], [[1]], r"attention_mask: expected shape \(1, 2\), got \(1, 1\)"),
         ([[1, 2]], [[1, 2]], "attention_mask: expected 1 on tokens and 0 on padding"),
         ([[1, 2]], [[1, 0.5]], "attention_mask: expected 1 on tokens and 0 on padding"),
+        ([[1] * 4] * 2, [[0, 1, 1, 0], [1, 0, 1, 1]], "mask: row 1 has padding between its tokens"),
     ],
 )
 def test_ids_and_masks_that_make_no_sense_are_refused(model, ids, mask, message):

@@ -95,3 +95,21 @@ def test_a_kill_while_a_run_is_taken_up_again_loses_no_line(tmp_path, monkeypatc
     assert steps(tmp_path) == [1, 2, 3]
     MetricsLog(tmp_path, 2).close()
     assert steps(tmp_path) == [1, 2]
+
+
+def test_tensorboard_shows_a_step_once_whatever_was_stopped_and_begun_anew(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown():
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        return [(event.step, round(event.value, 3)) for event in events.Scalars("loss")]
+
+    log_steps(tmp_path, 0, range(1, 6))
+    log = MetricsLog(tmp_path, 3)
+    for step in (4, 5, 6):
+        log.write(step, {"loss": float(step)})
+    log.close()
+    assert shown() == [(1, 1.0), (2, 0.5), (3, 0.333), (4, 4.0), (5, 5.0), (6, 6.0)]
+    log_steps(tmp_path, 0, [1])
+    assert shown() == [(1, 1.0)]

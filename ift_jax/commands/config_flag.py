@@ -151,11 +151,19 @@ def _config_problem(arguments: Sequence[str], error: Exception) -> InputError:
             "expected what default_config() gives"
         )
     for override in arguments:
-        match = re.match(r"--?(?:no)?(config\.data\.tasks)\[(\d+)\]", override)
-        if match and int(match.group(2)) >= len(config.data.tasks):
+        match = re.match(r"--?(?:no)?config\.(data\.tasks|study\.runs)\[(\d+)\](\.\w+)?", override)
+        if not match:
+            continue
+        what, number, field = match.group(1), int(match.group(2)), (match.group(3) or "")[1:]
+        entries = config.data.tasks if what == "data.tasks" else config.study.runs
+        where = f"config.{what}[{number}]"
+        if number >= len(entries):
             return InputError(
-                f"{match.group(1)}[{match.group(2)}]: there is no such task; "
-                f"the config has {len(config.data.tasks)}, counted from 0"
+                f"{where}: there is no such entry; the config has {len(entries)}, counted from 0"
+            )
+        if field == "config" or field not in entries[number]:
+            return InputError(
+                f"{where}.{field}: can be set in {file} alone, where this entry is written"
             )
     return InputError(f"--config: {one_line(error)}")
 

@@ -33,7 +33,8 @@ _INTERPOLATE = flags.DEFINE_float(
 
 def main(_: list[str]) -> None:
     """Runs the verb."""
-    workdir, output = Path(required(_WORKDIR, "workdir")), required(_OUTPUT, "output")
+    workdir = Path(required(_WORKDIR, "workdir")).expanduser()
+    output = Path(required(_OUTPUT, "output")).expanduser()
     if not (workdir / "config.json").exists():
         raise InputError(f"{workdir}: is no training workdir")
     from ift_jax.checkpoint import load_workdir

@@ -6,6 +6,8 @@ many examples suffice, what was forgotten, and what helped against it. Run again
 it goes on exactly where it stopped. Its last file is W/report.html, a page of all of it.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from ift_jax.commands.config_flag import define_config_flag, required, run_config
@@ -17,7 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the study; made if it d
 def main(_: list[str]) -> None:
     """Runs the verb."""
     config = run_config(_CONFIG)
-    workdir = required(_WORKDIR, "workdir")
+    workdir = Path(required(_WORKDIR, "workdir")).expanduser()
     from ift_jax.study.runs import study
 
     study(config, workdir)

@@ -3,6 +3,8 @@
 Run again on the same workdir, it goes on exactly where it stopped.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from ift_jax.commands.config_flag import define_config_flag, required, run_config
@@ -14,7 +16,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it doe
 def main(_: list[str]) -> None:
     """Runs the verb."""
     config = run_config(_CONFIG)
-    workdir = required(_WORKDIR, "workdir")
+    workdir = Path(required(_WORKDIR, "workdir")).expanduser()
     from ift_jax.train.run import train
 
     train(config, workdir)

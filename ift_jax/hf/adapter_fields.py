@@ -381,8 +381,8 @@ def _read_virtual(fields: Fields, host: Host, where: str) -> Plan:
 
 def _count(fields: Fields, name: str, default: Any, where: str) -> int:
     value = fields.get(name, default)
-    if type(value) is not int or value < 1:
-        raise InputError(f"{where}: {name}={value!r}; expected an integer above 0")
+    if type(value) is not int or not 0 < value <= _LARGEST_RANK:
+        raise InputError(f"{where}: {name}={value!r}; expected an integer of 1 to {_LARGEST_RANK}")
     return value
 
 

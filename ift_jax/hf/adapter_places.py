@@ -118,7 +118,9 @@ def _chosen(fields: Fields, sites: tuple[Site, ...], where: str) -> tuple[Site, 
     targets = fields.get("target_modules")
     layers = fields.get("layers_to_transform")
     layers = (layers,) if isinstance(layers, int) else tuple(sorted(layers or ()))
-    names = [site.name.format(layer) for site in sites for layer in site.layers]
+    every = {layer for site in sites for layer in site.layers}
+    meant = every & set(layers) or every
+    names = [site.name.format(layer) for site in sites for layer in site.layers if layer in meant]
     if isinstance(targets, str) and targets != "all-linear":
         found: tuple[str, ...] = (targets,)
         layers = ()  # peft ignores them beside a pattern

@@ -21,6 +21,15 @@ _INERT = {
     *("output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp"),
     *("problem_type", "return_dict", "torch_dtype", "transformers.js_config"),
     *("transformers_version", "unk_token_id", "use_cache"),
+    *("finetuning_task", "max_sequence_length", "prefix", "sep_token_id", "task_specific_params"),
+    *("tie_encoder_decoder", "tokenizer_class", "torchscript", "unsloth_fixed", "unsloth_version"),
+    # How to generate, as older versions of transformers wrote it here.
+    *("bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty"),
+    *("do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "forced_bos_token_id"),
+    *("exponential_decay_length_penalty", "forced_eos_token_id", "length_penalty", "max_length"),
+    *("min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "output_scores"),
+    *("num_return_sequences", "remove_invalid_values", "repetition_penalty", "suppress_tokens"),
+    *("return_dict_in_generate", "temperature", "top_k", "top_p", "typical_p"),
 }
 
 
@@ -81,7 +90,11 @@ LLAMA = Family(
         "attention_bias": (False,),
         "mlp_bias": (False,),
         "attention_dropout": (0, 0.0),
-        "rope_scaling": (None,),
+        "rope_scaling": (None, {"rope_type": "default"}, {"type": "default"}),
+        "pruned_heads": ({},),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "cross_attention_hidden_size": (None,),
         "rope_interleaved": (False,),
         "quantization_config": (None,),
     },

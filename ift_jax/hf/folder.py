@@ -51,8 +51,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         defaults = AutoConfig.for_model(str(raw.get("model_type"))).to_dict()
     except ValueError:
         return raw  # an unknown model_type is refused where the family is looked up
-    if "rope_parameters" in raw or "rope_theta" in raw:
-        defaults.pop("rope_parameters", None)
+    raw = {name: value for name, value in raw.items() if value is not None}
+    rope = defaults.pop("rope_parameters", None)
+    if "rope_theta" not in raw:
+        own = raw.get("rope_parameters", {})
+        raw["rope_parameters"] = {**(rope or {}), **own} if isinstance(own, dict) else own
     for derived in ("head_dim", "num_key_value_heads"):
         defaults.pop(derived, None)
     complete = {**defaults, **raw}
@@ -78,6 +81,12 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     else:
         weight_map = None
         files = [folder / "model.safetensors"]
+        pickles = sorted(folder.glob("pytorch_model*.bin"))
+        if pickles and not files[0].exists():
+            raise InputError(
+                f"{pickles[0]}: is a pickle, which can run code and is not read; write "
+                "model.safetensors with transformers' save_pretrained"
+            )
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in open_file(file).items():
@@ -167,6 +176,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         InputError: if the name is taken by a file or by a folder with content, or cannot be
             written.
     """
+    folder = folder.expanduser().absolute()  # which "." has a name by
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: already exists; choose a new folder or remove it")
     partial = folder.with_name(folder.name + ".partial")
@@ -175,10 +185,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    yield partial
-    if folder.exists():
-        folder.rmdir()
-    os.replace(partial, folder)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise
 
 
 def _write_shards(

@@ -11,7 +11,7 @@ import gguf
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from ift_jax.errors import InputError
+from ift_jax.errors import InputError, one_line
 from ift_jax.hf.weights import StoredTensor
 
 # GGUF's tensor names for architecture "llama"; `{}` is the layer's number.
@@ -75,7 +75,7 @@ def read_gguf(path: str | Path) -> GgufModel:
     return GgufModel(
         hf_config=hf_config,
         tensors=tensors,
-        tokenizer=_tokenizer(get, path),
+        tokenizer=_checked_tokenizer(get, path),
         special_tokens=_special_tokens(get, path),
         chat_template=get("tokenizer.chat_template", ""),
         dtype=_float_dtype(reader.tensors),
@@ -112,7 +112,12 @@ def _hf_config(get: Any, names: list[str], path: str, tensor_names: list[str]) -
     # float32 in the file: 1e-5 comes back as 9.999999747e-06, and seven digits undo that.
     for name in ("rms_norm_eps", "rope_theta"):
         if config[name] is not None:
-            config[name] = float(f"{config[name]:.7g}")
+            try:
+                config[name] = float(f"{config[name]:.7g}")
+            except ValueError:
+                raise InputError(
+                    f"{path}: {ours[name]}={config[name]!r}; expected a number"
+                ) from None
     missing = [ours[name] for name, value in config.items() if value is None]
     if missing:
         raise InputError(f"{path}: the field {missing[0]} is missing")
@@ -140,7 +145,10 @@ def _hf_name(name: str, path: str) -> str:
 
 def _stored(tensor: Any, interleaved_heads: int | None, path: str) -> StoredTensor:
     def load() -> NDArray[Any]:
-        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        try:
+            value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise InputError(f"{path}: {tensor.name} cannot be read: {error}") from error
         if interleaved_heads:
             # llama.cpp stores rotary pairs side by side; Hugging Face stores them in halves.
             rows, columns = value.shape
@@ -157,6 +165,15 @@ def _float_dtype(tensors: list[Any]) -> str:
     return {"F16": "float16", "BF16": "bfloat16"}.get(
         next(iter(kinds)) if len(kinds) == 1 else "", "float32"
     )
+
+
+def _checked_tokenizer(get: Any, path: str) -> Tokenizer:
+    try:
+        return _tokenizer(get, path)
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise InputError(f"{path}: its tokenizer cannot be built: {one_line(error)}") from error
 
 
 def _tokenizer(get: Any, path: str) -> Tokenizer:

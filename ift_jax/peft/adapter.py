@@ -326,7 +326,8 @@ class Adapter:
 
         Raises:
             InputError: where the weights before do not follow from those after: DoRA divides by
-                their norm, and what is trained whole stands in their place.
+                their norm, what is trained whole stands in their place, and what IA3 scaled by 0
+                is lost.
         """
         beside = [site.name for site in self.whole] + [row.name for row in self.rows]
         if beside:
@@ -340,6 +341,15 @@ class Adapter:
                 f"an adapter of method {self.config.method!r} cannot be taken out of the weights; "
                 "load the base model"
             )
+        if self.config.method == "ia3":
+            lost = [
+                name for name, own in params[TRAINED]["layers"].items() if not own["scale"].all()
+            ]
+            if lost:
+                raise InputError(
+                    f"{lost[0]} was scaled by 0: what stood there before is not known; load the "
+                    "base model"
+                )
         return self._changed(own_weights(params), params, method.unmerged)
 
     def _changed(self, weights: Tree, params: Tree, change: Any) -> Tree:

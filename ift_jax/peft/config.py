@@ -42,7 +42,7 @@ class PeftConfig:
         method: "none" trains all weights. "lora", "dora", "vera", "ia3", "bottleneck" and
             "bitfit" add small arrays to linear layers; "prompt" and "prefix" put trained
             tokens or keys and values in front; "norms" trains all norm scales, "selective"
-            the weights that `targets` name. Each has a file of `ift_jax.peft` by its name.
+            the weights that `targets` name.
         rank: of LoRA's, DoRA's and VeRA's two matrices A [in, rank] and B [rank, out]; the
             inner width of "bottleneck".
         alpha: the product AB is scaled by alpha / rank, or see `rank_scaling`.

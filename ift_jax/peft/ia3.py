@@ -52,9 +52,8 @@ def merged(weight: Array, site: Site, arrays: Arrays, _: Arrays, __: PeftConfig)
 
 
 def unmerged(weight: Array, site: Site, arrays: Arrays, _: Arrays, __: PeftConfig) -> Array:
-    """The weights before they were scaled; those scaled by 0 are lost, and stay 0."""
-    scale = _spread(site, arrays)
-    return jnp.where(scale == 0, 0.0, weight / jnp.where(scale == 0, 1.0, scale))
+    """The weights before they were scaled, by no 0."""
+    return weight / _spread(site, arrays)
 
 
 def _spread(site: Site, arrays: Arrays) -> Array:

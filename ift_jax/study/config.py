@@ -84,10 +84,10 @@ class StudyConfig:
     keep_models: bool = True
 
     def __post_init__(self) -> None:
-        if not self.seeds or min(self.seeds) < 0 or _repeats(self.seeds):
-            raise InputError(
-                f"config.study.seeds: expected different numbers from 0 on, got {self.seeds}"
-            )
+        if not self.seeds or _repeats(self.seeds):
+            raise InputError(f"config.study.seeds: expected different numbers, got {self.seeds}")
+        for seed in self.seeds:
+            check_seed(seed, "config.study.seeds")
         names = [run.name for run in self.runs]
         for number, run in enumerate(self.runs):
             where = f"config.study.runs: {run.name}"
@@ -104,6 +104,12 @@ class StudyConfig:
                     f"{where}.after: {run.after} has several train_sizes, so that it is open "
                     "which of its models is meant"
                 )
+
+
+def check_seed(seed: int, name: str) -> None:
+    """Raises InputError for a seed of more than 32 bits, of which JAX would take the last ones."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"{name}: expected 0 to 2**32 - 1, got {seed}")
 
 
 def _repeats(values: tuple[Any, ...]) -> bool:

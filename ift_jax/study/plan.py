@@ -13,7 +13,7 @@ from ift_jax.errors import InputError
 from ift_jax.study.config import StudyConfig, StudyRun
 
 # Set by the plan itself.
-_OWN = ("study", "model.path", "model.new_tokens", "train.seed", "evaluation")
+_OWN = ("study", "model.path", "model.new_tokens", "train.seed", "evaluation", "mesh")
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
         mesh = make_mesh(config.mesh)
         with alone_in(workdir), jax.set_mesh(mesh):
             _work(config, stored, workdir, plan, todo, mesh)
+    for planned in plan:  # a study that was stopped at its very end has not done it
+        _tidy(config, workdir, planned, plan)
     replace_text(workdir / "config.json", to_json(stored))
     results = study_results(config, workdir, plan)
     replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -217,12 +219,11 @@ def _work(
             key = interpolated_part(planned.key, share)
             if key in todo:
                 told.begin(key, "scored")
-                model = _between(config, folder, share, mesh)
+                model = _between(planned.config, folder, share, mesh)
                 into = run_folder(workdir, key)
                 _score(model, own, config, into, name=planned.run.name, mesh=mesh)
                 del model
-        if (folder / "checkpoints").exists():
-            _tidy(config, folder, needed=any(one.after == planned.key for one in plan))
+        _tidy(config, workdir, planned, plan)
 
 
 def _only(data: pipeline.DataSet, names: Sequence[str]) -> pipeline.DataSet:
@@ -336,8 +337,12 @@ def _between(config: RunConfig, folder: Path, share: float, mesh: Mesh) -> Langu
     )
 
 
-def _tidy(config: RunConfig, folder: Path, *, needed: bool) -> None:
+def _tidy(config: RunConfig, workdir: Path, planned: Planned, plan: Sequence[Planned]) -> None:
     """Removes what nobody needs of a finished run's checkpoints."""
+    folder = run_folder(workdir, planned.key)
+    if not (folder / "checkpoints").exists():
+        return
+    needed = any(one.after == planned.key for one in plan)
     shutil.rmtree(folder / "fisher", ignore_errors=True)  # as large as the model
     checkpoints = Checkpoints(folder)
     checkpoints.finish(keep_params=config.study.keep_models or needed)

@@ -1,5 +1,7 @@
 """The loop: batches through the train step, with validation and checkpoints on the way."""
 
+import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from ift_jax.checkpoint import Checkpoints
 from ift_jax.config import RunConfig
 from ift_jax.data import pipeline
 from ift_jax.data.loader import Batches
+from ift_jax.errors import InputError
 from ift_jax.evaluation.drift import drift_values
 from ift_jax.language_model import LanguageModel
 from ift_jax.metrics_log import MetricsLog
@@ -52,6 +55,10 @@ def fit(
 
     Consumes the arrays that are trained: all of the model's, or its adapter's. Returns the
     model of the checkpoint that `plan` chose.
+
+    Raises:
+        InputError: if a step's loss or gradient is no finite number; the checkpoints before it
+            stay.
     """
     started = time.monotonic()
     settings = config.train
@@ -62,6 +69,8 @@ def fit(
         num_epochs=0 if settings.num_steps else settings.num_epochs,
     )
     num_steps = settings.num_steps or packed.batches.num_steps
+    # However long the run: what a kill costs is no more than a tenth of it.
+    save_every = settings.save_every or (0 if settings.eval_every else -(-num_steps // 10))
     optimizer = make_optimizer(config.optimizer, num_steps, config.peft.b_lr_ratio)
     step_fn = jax.jit(
         make_step(
@@ -75,6 +84,8 @@ def fit(
         donate_argnums=0,
     )
     checkpoints = Checkpoints(workdir)
+    if checkpoints.latest() is None:  # a start that was cut off may have seen other data
+        shutil.rmtree(workdir / "fisher", ignore_errors=True)
     kept = _kept(config, workdir, mesh, model, data)
     state, base = _restored(model, optimizer, mesh, checkpoints)
     constants = Constants(base, *kept)
@@ -103,7 +114,7 @@ def fit(
             jax.block_until_ready(metrics)
             tqdm.write(f"first step after {time.monotonic() - started:.1f} s", file=sys.stderr)
         validates = step + 1 == num_steps or _due(settings.eval_every, step + 1)
-        if validates or _due(settings.save_every, step + 1):
+        if validates or _due(save_every, step + 1):
             _report(pending, log, bar, schedule, before)
             pending = None
             tuned = model.with_params(combine(state.params, base))
@@ -214,12 +225,23 @@ def _report(
     schedule: optax.Schedule,
     before: float,
 ) -> float:
-    """Logs a finished step; returns the time from which the next is counted."""
+    """Logs a finished step; returns the time from which the next is counted.
+
+    Raises:
+        InputError: if the step's loss or gradient is no finite number.
+    """
     if pending is None:
         return before
     step, metrics = pending
     sums = metrics.sums
     loss, accuracy = divided(sums)  # waits for the step
+    norm = float(metrics.gradient_norm)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise InputError(
+            f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}, so that nothing "
+            "can be learned from here on; lower config.optimizer.peak_lr or raise warmup_steps, "
+            "in another --workdir"
+        )
     now = time.monotonic()
     speed = float(sums.tokens) / max(now - before, 1e-9)
     log.write(
@@ -230,7 +252,7 @@ def _report(
             "tokens": float(sums.tokens),
             "trained_tokens": float(sums.weight),
             "learning_rate": float(schedule(step - 1)),
-            "gradient_norm": float(metrics.gradient_norm),
+            "gradient_norm": norm,
             **{name: float(value) for name, value in metrics.remedies.items()},
             "tokens_per_s": speed,
         },

@@ -53,6 +53,13 @@ class OptimizerConfig:
                 raise InputError(
                     f"config.optimizer.{field}: expected 0 or more, got {getattr(self, field)}"
                 )
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise InputError(
+                    f"config.optimizer.{field}: expected 0 to below 1, got {getattr(self, field)}"
+                )
+        if not 0 < self.epsilon < math.inf:
+            raise InputError(f"config.optimizer.epsilon: expected above 0, got {self.epsilon}")
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -56,7 +56,7 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
     results = workdir / "results.json"
     if results.exists():
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
-        print(results_table(rows))
+        _show(rows)
         if not (workdir / "report.html").exists():  # stopped between the two files
             leave_report(workdir)
         return rows
@@ -68,9 +68,14 @@ def train(config: RunConfig, workdir: str | Path) -> list[Row]:
         drift = drift_entries("tuned", base, tuned.model, tuned.texts, mesh)
     written = {"rows": rows, "chosen": tuned.chosen.to_json(), "drift": drift}
     replace_text(results, json.dumps(written, indent=2) + "\n")
-    print(results_table(rows))
+    _show(rows)
     leave_report(workdir)
     return rows
+
+
+def _show(rows: Sequence[Row]) -> None:
+    if rows:
+        print(results_table(rows))
 
 
 class Tuned(NamedTuple):
@@ -210,8 +215,6 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         InputError: if it cannot be written, is no workdir, or holds another config.
     """
     if (workdir / "config.json").exists():
-        if "model_type" in read_json(workdir / "config.json"):
-            raise InputError(f"{workdir}: is a Hugging Face folder; choose another --workdir")
         found = differences(read_run_config(workdir), config)
         if found:
             raise InputError(

@@ -15,7 +15,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         step: its finished steps.
-        by: what chose it: config.train.select_by, or "last step" without a validation split.
+        by: what chose it: config.train.select_by, or "last step" without a validation score.
         value: its validation score; None without one.
         last_step: the last that was trained.
         why: in words.
@@ -58,14 +58,13 @@ def choose(settings: TrainConfig, checkpoints: Checkpoints, num_steps: int = 0) 
     step, last = checkpoints.choose("best"), checkpoints.choose("latest")
     score, by = checkpoints.position(step).score, settings.select_by
     if score is None:
-        why = "no task that is trained has a validation split, so the last step is taken"
+        why = "no step that was kept has a validation score, so the last one is taken"
         return Chosen(step, "last step", None, last, why)
-    only = not settings.eval_every or settings.eval_every >= last
-    why = (
-        "the last step, the only one that was kept"
-        if only
-        else f"the best validation {by.replace('_', ' ')}"
-    )
+    why = f"the best validation {by.replace('_', ' ')}"
+    if not settings.eval_every or settings.eval_every >= last:
+        why = "the last step, the only one that was validated"
+    elif not math.isfinite(score):
+        why = "no validation gave a number"
     if last < num_steps:
         why += (
             f"; training stopped at step {last} of {num_steps}, after {settings.patience} "

@@ -101,6 +101,10 @@ NOT_NEUTRAL = {
     "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
     "rope_interleaved": True,
     "quantization_config": {"quant_method": "gptq"},
+    "pruned_heads": {"0": [1]},
+    "is_decoder": True,
+    "add_cross_attention": True,
+    "cross_attention_hidden_size": 64,
 }
 
 
@@ -183,3 +187,12 @@ def test_the_table_names_the_tensors_of_transformers():
     config = decoder_config(CONFIG, WHERE)
     stored = tensor_shapes(weight_rows(LLAMA, config), param_shapes(config))
     assert stored == {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "field", [{"unsloth_version": "2025.1"}, {"tokenizer_class": "LlamaTokenizer"},
+              {"max_length": 4096, "do_sample": True}, {"is_decoder": False}, {"pruned_heads": {}}],
+    ids=str,
+)  # fmt: skip
+def test_fields_that_other_programs_leave_and_that_change_no_logits_are_taken(field):
+    assert decoder_config({**CONFIG, **field}, WHERE) == decoder_config(CONFIG, WHERE)

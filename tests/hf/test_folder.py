@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from ift_jax.errors import InputError
 from ift_jax.hf import folder as folder_module
+from ift_jax.hf.families import decoder_config
 from ift_jax.hf.folder import open_tensors, plan_shards, write_folder
 from ift_jax.pretrained import load_pretrained
 
@@ -129,6 +130,12 @@ def test_fields_that_config_json_leaves_out_have_the_defaults_of_transformers(un
     assert config["num_key_value_heads"] == config["num_attention_heads"]
     assert config["rope_parameters"]["rope_theta"] == 10_000.0
     assert config["hidden_act"] == "silu"
+    null = edited(short, tmp_path / "b", rope_parameters=None, num_key_value_heads=None)
+    named = edited(short, tmp_path / "c", rope_parameters={"rope_type": "default"})
+    older = edited(short, tmp_path / "d", rope_theta=10_000.0, rope_scaling={"type": "default"})
+    for path in (null, named, older):
+        read = decoder_config(folder_module.read_config(path), str(path))
+        assert (read.rope_base, read.num_kv_heads) == (10_000.0, read.num_heads)
 
 
 # Several shards.
@@ -346,6 +353,36 @@ def test_a_folder_without_tokenizer_computes_and_saves_and_only_text_raises(unti
             call()
 
 
+def test_folders_are_named_from_home_and_from_here(untied, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_pretrained(untied).save_pretrained("~/out")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    load_pretrained("~/out").save_pretrained(".")
+    assert same_bits(tensors_of(untied), tensors_of(tmp_path / "here"))
+
+
+def test_a_pickle_is_not_read_and_said_to_be_one(untied, tmp_path):
+    shutil.copytree(untied, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+    refused(tmp_path / "m", "pytorch_model.bin", "pickle")
+
+
+def test_weights_in_float64_are_saved_in_float32(untied, tmp_path):
+    def widen(tensors):
+        tensors.update({name: tensor.astype(np.float64) for name, tensor in tensors.items()})
+
+    model = load_pretrained(with_tensors(untied, tmp_path / "m", widen))
+    model.save_pretrained(tmp_path / "out")
+    assert same_bits(tensors_of(untied), tensors_of(tmp_path / "out"))
+
+
+def test_ends_that_are_no_tokens_are_named(untied, tmp_path):
+    path = shutil.copytree(untied, tmp_path / "m")
+    (path / "generation_config.json").write_text('{"eos_token_id": "<end>"}')
+    refused(path, "eos_token_id='<end>'")
+
+
 def test_nothing_that_exists_is_overwritten(untied, tmp_path):
     model = load_pretrained(untied)
     (tmp_path / "full").mkdir()
@@ -366,12 +403,12 @@ def test_a_folder_appears_under_its_name_only_when_complete(tmp_path):
         yield "a", np.zeros(2, np.float32)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"out: cannot be written \(disk full\)"):
         write_folder(
             tmp_path / "out", {}, breaks_off(), {"a": (2,), "b": (2,)},
             dtype="float32", tokenizer=None, generation_config={},
         )  # fmt: skip
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read_or_written(untied, tmp_path):

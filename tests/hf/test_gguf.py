@@ -162,6 +162,19 @@ def test_weights_in_other_formats_are_dequantized(tiny, tmp_path, kind, stored, 
         )
 
 
+def test_what_nobody_dequantizes_and_a_broken_tokenizer_are_named(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "MERGES", ["t nowhere"])
+    refused(write_gguf(tmp_path / "m.gguf", tiny), "its tokenizer cannot be built")
+    monkeypatch.undo()
+
+    def unknown(*_):
+        raise NotImplementedError("Dequantization for Q8_K is not yet implemented")
+
+    path = write_gguf(tmp_path / "n.gguf", tiny)
+    monkeypatch.setattr(gguf.quants, "dequantize", unknown)
+    refused(path, "token_embd.weight cannot be read: Dequantization for Q8_K")
+
+
 def test_merges_special_tokens_and_digits_of_the_tokenizer_are_rebuilt(tiny_file):
     tokenizer = load_pretrained(tiny_file).tokenizer
     ids = tokenizer("the the<|im_end|>th").input_ids
@@ -225,6 +238,7 @@ def test_a_missing_field_is_named(tiny, tmp_path, name):
         ("tokenizer.ggml.add_bos_token", True),
         ("llama.attention.head_count", 3),
         ("tokenizer.ggml.eos_token_id", 70_000),
+        ("llama.rope.freq_base", "much"),
     ],
 )
 def test_what_would_change_logits_or_tokens_is_refused(tiny, tmp_path, name, value):

@@ -261,6 +261,21 @@ def test_what_the_merged_weights_do_not_tell_is_not_taken_out(base, tmp_path, fi
         adapted.merged().unmerged(tmp_path / "a")
 
 
+def test_what_was_scaled_by_nothing_is_not_taken_out(base, tmp_path):
+    adapted = base.adapt(PeftConfig(method="ia3"))
+    layers = adapted.params[TRAINED]["layers"]
+    module = next(iter(layers))
+    layers[module]["scale"] = layers[module]["scale"].at[0].set(0.0)
+    adapted.save_adapter(tmp_path / "a")
+    with pytest.raises(InputError, match=f"{module} was scaled by 0"):
+        adapted.merged().unmerged(tmp_path / "a")
+
+
+def test_one_folder_is_not_taken_for_a_list_of_them(base, tmp_path):
+    with pytest.raises(InputError, match="paths: expected a list of folders"):
+        base.load_weighted_adapters(str(tmp_path), [1.0])
+
+
 def test_a_merge_that_changes_the_logits_is_refused(tiny_llama, base, tmp_path, monkeypatch):
     model = shaken(base.adapt(PeftConfig(method="lora", rank=2)))
     model.save_pretrained(tmp_path / "right", dtype="bfloat16")  # rounding is no such change

@@ -309,7 +309,10 @@ def test_a_finished_study_shows_its_results_and_computes_nothing(
 ):
     workdir, results = finished
     monkeypatch.setattr(runs, "load_configured", lambda *_: pytest.fail("loaded a model"))
+    left = next(workdir.glob("runs/*/checkpoints")).parent / "fisher"
+    left.mkdir()  # as where it was stopped at its very end
     assert study(build_run_config(study_tree(tiny_llama, files)), workdir) == results
+    assert not left.exists()
     shown = capsys.readouterr().out
     for question in ("Does prompting help?", "How many examples suffice?", "What was forgotten?",
                      "What helped against it?"):  # fmt: skip

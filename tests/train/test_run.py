@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_run import run_tree
+from transformers import AutoTokenizer
 
 from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import build_run_config
@@ -18,6 +20,7 @@ from ift_jax.data import pipeline
 from ift_jax.errors import InputError
 from ift_jax.pretrained import load_pretrained
 from ift_jax.report.table import score_text
+from ift_jax.sharding import make_mesh
 from ift_jax.train import run
 from ift_jax.train.run import train
 
@@ -63,6 +66,41 @@ def test_a_report_that_is_missing_is_made_when_the_run_is_started_again(finished
     (workdir / "report.html").unlink()
     train(build_run_config(run_tree(tiny_llama)), workdir)
     assert (workdir / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "settings", "saved"),
+    [
+        (6, {}, [1, 2, 3, 4, 5, 6]),
+        (24, {}, [3, 6, 9, 12, 15, 18, 21, 24]),
+        (6, {"train__save_every": 4}, [4, 6]),
+        (6, {"train__eval_every": 5}, [5, 6]),
+    ],
+)
+def test_a_run_that_validates_at_its_end_alone_is_kept_all_the_same(
+    tiny_llama, tmp_path, monkeypatch, num_steps, settings, saved
+):
+    """A kill costs a tenth of it at most."""
+    kept, save = [], Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, *a: (kept.append(int(a[0].step)), save(self, *a))
+    )
+    changes = {"train__eval_every": 0, "train__num_steps": num_steps, **settings}
+    config = build_run_config(run_tree(tiny_llama, **changes))
+    run.tune(config, tmp_path, make_mesh(config.mesh))
+    assert kept == saved
+
+
+def test_a_run_that_diverges_says_so_and_keeps_what_was_before(tiny_llama, tmp_path):
+    tree = run_tree(tiny_llama, train__eval_every=1, optimizer__peak_lr=1e30)
+    with pytest.raises(InputError, match=r"step [2-5]: the loss is .*lower config.optimizer.peak"):
+        train(build_run_config(tree), tmp_path / "W")
+    checkpoints = Checkpoints.existing(tmp_path / "W")
+    assert checkpoints.latest() in (1, 2, 3, 4)
+    lines = [
+        json.loads(line) for line in (tmp_path / "W" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
 
 
 def test_tensorboard_shows_the_same_numbers(finished):
@@ -340,3 +378,27 @@ def curve_equals_torch(folder, tmp_path, *, rows, steps, rate, row_length=512):
         theirs.append(float(mean.detach()))
     assert ours[0] != pytest.approx(ours[-1], rel=1e-2)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def test_what_a_run_exports_asks_and_stops_as_it_was_trained(tiny_llama, tmp_path):
+    """Also where the base has no chat template, and another end than that of a turn."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    for name in ("config.json", "generation_config.json"):
+        path = base / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 7}))
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    tokenizer.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    config = build_run_config(run_tree(base, train__num_steps=1, train__eval_every=0))
+    tuned = run.tune(config, tmp_path / "W", make_mesh(config.mesh)).model
+    # In a process of its own nothing has asked for the chat format before.
+    code = "import sys, ift_jax; ift_jax.load_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "W", tmp_path / "out"], check=True)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = [{"role": "user", "content": "How many stars?"}]
+    ids = theirs.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    assert ids == tuned.chat.prompt_ids(asked).tolist()
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == sorted({7, tuned.chat.end_of_turn_id})
+    assert len(written["eos_token_id"]) == 2

@@ -227,11 +227,12 @@ def test_training_stops_after_patience_validations_without_a_better_one(
     value = scores[best]
     if value is None:
         assert (said["by"], "value" in said) == ("last step", False)
-        assert "has a validation split, so the last step is taken" in said["why"]
+        assert "no step that was kept has a validation score, so the last" in said["why"]
     else:
         assert said["by"] == "accuracy"
         assert said.get("value") == (value if math.isfinite(value) else None)
         assert f"stopped at step {last} of 60" in said["why"]
+        assert ("no validation gave a number" in said["why"]) == math.isinf(value)
     json.dumps(said, allow_nan=False)
     # Whoever goes on from these checkpoints sees the same.
     again = Checkpoints(tmp_path)
@@ -243,7 +244,7 @@ def test_a_single_validation_chooses_nothing_and_says_so(tmp_path):
     settings, checkpoints = checkpointed(tmp_path, {30: 0.4})
     settings = dataclasses.replace(settings, eval_every=0, patience=0)
     chosen = choose(settings, checkpoints, num_steps=30)
-    assert chosen.why == "the last step, the only one that was kept"
+    assert chosen.why == "the last step, the only one that was validated"
 
 
 def worsening(model):
