@@ -83,6 +83,9 @@ def compare_lines(
     """
     check_metrics(metrics, "metrics")
     before, after = by_setting(first, names[0]), by_setting(second, names[1])
+    for name, settings in zip(names, (before, after), strict=True):
+        if not settings:
+            raise InputError(f"{name}: holds no predictions")
     rows = []
     for a, runs_a in before.items():
         for b, runs_b in after.items():

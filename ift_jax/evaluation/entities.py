@@ -5,7 +5,7 @@ Statistics of an item are [found, in the reference, in the text]; `f1` makes one
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -85,13 +85,28 @@ def bio_counts(predictions: Sequence[Prediction]) -> Float[Array, "N 3"]:
 
     What is no tag counts as O; tags past the reference's last are cut, missing ones are O.
     """
+    return _tag_row_counts(predictions, bio_entities)
+
+
+def tag_counts(predictions: Sequence[Prediction]) -> Float[Array, "N 3"]:
+    """As `bio_counts`, token by token: tags other than O that are in both at the same place."""
+    return _tag_row_counts(predictions, _places)
+
+
+def _places(tags: Sequence[str]) -> Counter[tuple[int, str]]:
+    return Counter((place, tag) for place, tag in enumerate(tags) if tag != "O")
+
+
+def _tag_row_counts(
+    predictions: Sequence[Prediction], of: Callable[[Sequence[str]], Counter]
+) -> Float[Array, "N 3"]:
     counts = []
     for p in predictions:
         tags = [tag if _TAG.fullmatch(tag) else "O" for tag in p.generated.split()]
         wanted = [answer.split() for answer in p.accepted]
         size = max(map(len, wanted))
-        given = bio_entities((tags + ["O"] * size)[:size])
-        counts.append(_best(given, [bio_entities(answer) for answer in wanted]))
+        given = of((tags + ["O"] * size)[:size])
+        counts.append(_best(given, [of(answer) for answer in wanted]))
     return np.array(counts, np.float64)
 
 

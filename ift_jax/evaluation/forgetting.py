@@ -259,7 +259,8 @@ def probes(rows: Iterable[Row], *, before: str = "base", shots: int = 0) -> list
     """Which tasks count as probes: the model can do them, so that there is something to lose.
 
     One counts where the model before the tuning beats the majority baseline, and choosing at
-    random where there are choices, with intervals apart.
+    random where there are choices, with intervals apart. Where all items score alike nothing
+    can be resampled, and there is no interval.
 
     Args:
         rows: of results.json, baselines among them.
@@ -289,6 +290,8 @@ def _probe(row: Row, baselines: Mapping[str, Row]) -> Probe:
         return Probe(task, metric, False, "less is better: no baseline to beat")
     if "majority" not in baselines:
         return Probe(task, metric, False, "has no majority baseline")
+    if row["low"] == row["high"]:
+        return Probe(task, metric, False, "all items score alike, which gives no interval")
     name, best = max(baselines.items(), key=lambda pair: pair[1]["high"])
     said = f"{row['low']:.3f} at least, {PROBE_BASELINES[name]} {best['high']:.3f} at most"
     return Probe(task, metric, row["low"] > best["high"], said)

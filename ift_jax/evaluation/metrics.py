@@ -92,6 +92,13 @@ METRICS: dict[str, Metric] = {
         accepts=entities.are_tags,
         wants="a row of BIO tags",
     ),
+    "tag_f1": Metric(
+        entities.tag_counts,
+        entities.f1,
+        "generated",
+        accepts=entities.are_tags,
+        wants="a row of BIO tags",
+    ),
     "numeric_match": _right(
         text_metrics.numeric_match,
         "generated",

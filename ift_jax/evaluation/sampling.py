@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _texts(self.stop))
+        for name in ("max_new_tokens", "top_k", "seed"):
+            _check_kind(name, getattr(self, name), Integral, "a whole number")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            _check_kind(name, getattr(self, name), Real, "a number")
         for name, right, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or a number above"),
@@ -61,6 +66,11 @@ class Sampling:
                         f"{name}: has no effect at temperature 0, which takes the most likely "
                         "token; set temperature above 0"
                     )
+
+
+def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _texts(stop: object) -> tuple[str, ...]:

@@ -61,7 +61,10 @@ def _overlap_f1(text: str, reference: str) -> float:
 
 # A sign counts where no word or number stands before it, as one does in 3-4; commas only between
 # groups of three digits.
-_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d{1,3}(?!\d))?"
+)
 _FINAL = "####"
 
 

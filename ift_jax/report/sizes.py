@@ -40,10 +40,13 @@ def sizes_section(rows: Sequence[Row], targets: Collection[str]) -> Section:
             levels = _by_label(r for r in final_rows(of_task) if r["model"] in untrained)
             plots.append(_sizes_plot(task, first, curves, levels))
             tables.append(_sizes_table(task, first, curves))
+    said = "Bands are 95 % intervals; dashed lines are what needs no training."
+    if max((row.get("seeds", 1) for row in rows), default=1) > 1:
+        said += " Of several seeds, bands reach from the lowest to the highest end of their own."
     return Section(
         "sizes",
         "How many examples",
-        "Bands are 95 % intervals; dashed lines are what needs no training." if plots else "",
+        said if plots else "",
         plots[:MAX_FIGURES],
         tables[:MAX_FIGURES],
         notes=and_more(len(plots), MAX_FIGURES, "tasks in results.json"),

@@ -53,7 +53,7 @@ class StudyRun:
             )
         if not all(0 < share < 1 for share in self.interpolations) or _repeats(self.interpolations):
             raise InputError(
-                f"{where}.interpolations: expected different numbers between 0 and 1, "
+                f"{where}.interpolations: expected different numbers above 0 and below 1, "
                 f"got {self.interpolations}"
             )
 

@@ -50,6 +50,7 @@ from ift_jax.train.run import (
 )
 
 HASHES = "data_hashes.json"
+RUN_SHOTS = (0,)  # at which runs are scored; only the base is asked behind examples
 
 
 def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def _work(
         own = _only(data, planned.scores)
         if planned.key in todo:
             told.begin(planned.key, "trained and scored")
-            tuned = tune(planned.config, folder, mesh, known)
+            tuned = tune(planned.config, folder, mesh, known, shots=RUN_SHOTS)
             before = base_of(planned.config, mesh, tuned.model)
             drift = drift_entries(planned.run.name, before, tuned.model, tuned.texts, mesh)
             del before
@@ -260,7 +261,7 @@ def _check(
             check_batch(planned.config, mesh)
             made = pipeline.build(planned.config.data, base.chat, known)
             made.counts()
-            check_run(planned.config, base, made)
+            check_run(planned.config, base, made, RUN_SHOTS)
             if planned.config.peft.method != "none":
                 base.adapter_for(planned.config.peft)
             if planned.run.interpolations:

@@ -29,6 +29,12 @@ def summary_text(results: Mapping[str, Any]) -> str:
         + textwrap.fill(found["answer"], WIDTH, initial_indent="  ", subsequent_indent="  ")
         for found in results["findings"]
     ]
+    seeds = max(map(len, shown.values()))
+    if seeds > 1:
+        table += (
+            f"\nScores of up to {seeds} seeds are means; their intervals here reach from the "
+            "lowest to the highest end of the seeds' own."
+        )
     return "\n\n".join([table, *said])
 
 

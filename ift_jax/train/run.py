@@ -88,12 +88,18 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    config: RunConfig, workdir: Path, mesh: Mesh, known: pipeline.Known | None = None
+    config: RunConfig,
+    workdir: Path,
+    mesh: Mesh,
+    known: pipeline.Known | None = None,
+    *,
+    shots: Sequence[int] | None = None,
 ) -> Tuned:
     """The first half of `train`, without final scores.
 
     Args:
         known: data that was read before, for several runs in one process.
+        shots: at which something will be scored on this data; default: evaluation.shots.
 
     Raises:
         InputError: as `train`.
@@ -105,7 +111,7 @@ def tune(
     model = base.adapt(config.peft, seed=config.train.seed)
     del base
     data = load_data(config.data, model.chat, known)
-    plan = check_run(config, model, data)
+    plan = check_run(config, model, data, shots)
     _check_same_data(data, workdir)
     # Only now, so that a run that could not begin leaves the folder free for another.
     replace_text(workdir / "config.json", to_json(stored))
@@ -170,8 +176,16 @@ def with_full_path(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, model=model)
 
 
-def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) -> Plan:
+def check_run(
+    config: RunConfig,
+    base: LanguageModel,
+    data: pipeline.DataSet,
+    shots: Sequence[int] | None = None,
+) -> Plan:
     """What validation will look at; refuses what would otherwise fail only after training.
+
+    Args:
+        shots: as for `tune`.
 
     Raises:
         InputError: naming the field.
@@ -188,7 +202,8 @@ def check_run(config: RunConfig, base: LanguageModel, data: pipeline.DataSet) ->
     _check_new_tokens(config, base)
     if config.evaluation.interpolation:
         check_mergeable(config.peft, base, "config.evaluation.interpolation")
-    check_scoring(base, data, config.evaluation, split="test", shots=config.evaluation.shots)
+    shots = config.evaluation.shots if shots is None else shots
+    check_scoring(base, data, config.evaluation, split="test", shots=shots)
     if config.remedies.ewc_weight:
         fisher_examples(data, config.remedies.fisher_tasks, config.remedies.fisher_examples)
     return plan_validation(config, base, data)

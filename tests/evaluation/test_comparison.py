@@ -125,6 +125,12 @@ def test_a_metric_that_the_files_do_not_hold_is_refused(files):
         compare(*files, ["acc"])
 
 
+def test_an_empty_file_is_named(files, tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="empty: holds no predictions"):
+        compare(files[0], tmp_path / "empty")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

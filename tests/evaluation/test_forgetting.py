@@ -204,6 +204,7 @@ def test_a_probe_counts_only_where_the_model_beats_the_baselines_with_intervals_
         row("majority", "who", 0.0, 0.1), row("random", "who", 0.45, 0.45),
         row("base", "who", 0.4, 0.6), row("tuned", "who", 0.46, 0.6),
         row("base", "story", 0.3, 0.4, "rouge1"),
+        row("majority", "same", 0.2, 0.2, "rouge1"), row("base", "same", 0.9, 0.9, "rouge1"),
         row("majority", "names", 0.0, 0.0, template="A"),
         row("base", "names", 0.0, 0.1, template="A"),
         {**row("base", "topic", 0.8, 0.9), "shots": 5},
@@ -211,6 +212,7 @@ def test_a_probe_counts_only_where_the_model_beats_the_baselines_with_intervals_
     ]  # fmt: skip
     found = {(p.task, p.metric): p for p in probes(rows)}
     assert {key: p.counted for key, p in found.items()} == {
+        ("same", "rouge1"): False,  # one item, or many that are alike
         ("names", "accuracy"): True,
         ("topic", "accuracy"): False,
         ("who", "accuracy"): False,

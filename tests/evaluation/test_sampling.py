@@ -110,6 +110,8 @@ def test_what_is_not_asked_for_is_not_computed():
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens: expected 1 or more, got 0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens: expected a whole number, got 1.5"),
+        ({"temperature": "1"}, "temperature: expected a number, got '1'"),
         ({"temperature": -0.1}, "temperature: expected 0 or a number above, got -0.1"),
         ({"temperature": float("nan")}, "temperature: expected"),
         ({"temperature": float("inf")}, "temperature: expected"),

@@ -128,6 +128,9 @@ def test_exact_match_takes_any_reference_and_ignores_space_around_it():
         ("A-1", "1"),
         (".5", "0.5"),
         ("1,2345", "2345"),
+        ("it is 1e5", "100000"),
+        ("2.5E-3 m", "0.0025"),
+        ("3em", "3"),
         ("12,50", "50"),
         ("50%", "50"),
         ("none", None),
@@ -182,6 +185,27 @@ def test_tags_that_are_missing_too_many_or_none_count_as_outside():
     assert score("bio_f1", [[cut]]).value == pytest.approx(2 / 3)
     words = Prediction("B-per O", generated="The name")
     assert score("bio_f1", [[words]]).value == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tag_f1_is_sklearns_over_tags_other_than_outside(seed):
+    from sklearn.metrics import f1_score
+
+    rng = random.Random(seed)
+    sizes = [1, 2, *rng.choices(range(3, 15), k=30)]
+    rows = [(random_tags(rng, n), random_tags(rng, n)) for n in sizes]
+    given = [Prediction(" ".join(a), generated=" ".join(g)) for a, g in rows]
+    wanted, found = ([tag for row in rows for tag in row[side]] for side in (0, 1))
+    labels = sorted({*wanted, *found} - {"O"})
+    expected = f1_score(wanted, found, labels=labels, average="micro")
+    assert score("tag_f1", [given]).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_tag_at_another_place_is_not_right():
+    moved = Prediction("B-per O O O", generated="O O O B-per")
+    assert score("tag_f1", [[moved]]).value == 0
+    whole = Prediction("B-per O O", generated="B-per", references=("B-per O O", "O O O"))
+    assert score("tag_f1", [[whole]]).value == 1
 
 
 def listed(tokens, tags, separator):

@@ -111,6 +111,11 @@ def test_nothing_scrolls_sideways_but_tables_in_their_boxes(browser, pages, name
            ).map(e => e.tagName + ' ' + e.innerText.slice(0, 40))"""
     )
     assert outside == []
+    over = browser.script(
+        """return [...document.querySelectorAll('th, td')].filter(
+               e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 40))"""
+    )
+    assert over == []
     boxes = browser.script(
         "return [...document.querySelectorAll('.box')].map(e => [e.scrollWidth, e.clientWidth])"
     )

@@ -272,7 +272,11 @@ def study(folder: Path) -> Path:
         "drift": [
             {"model": method, "measure": measure, "value": value}
             for method, value in (("single", 0.021), ("l2_sp", 0.008))
-            for measure in ("distance of the weights, relative", "KL on neutral text, nats")
+            for measure in (
+                "distance of the weights, relative",
+                "distance of layers.attention_norm_and_more, relative",
+                "KL on neutral text, nats",
+            )
         ],
     }
     return write(folder, {"config.json": config(), "results.json": dump(found)})

@@ -234,9 +234,9 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(
         if "single" in str(self.folder) and int(state.step) == 2:
             raise KeyboardInterrupt
 
-    def counted(config, folder, *more):
+    def counted(config, folder, *more, **shots):
         made.append(folder.name)
-        return tune(config, folder, *more)
+        return tune(config, folder, *more, **shots)
 
     monkeypatch.setattr(runs, "tune", counted)
     with monkeypatch.context() as patch:
@@ -347,6 +347,22 @@ def test_a_changed_config_is_refused_with_the_field(finished, tiny_llama, files)
     assert "is a workdir of `ift train`" in said
 
 
+def test_a_curve_may_have_fewer_examples_than_the_base_is_shown(
+    tiny_llama, files, tmp_path, monkeypatch
+):
+    class Began(Exception):
+        pass
+
+    def begin(*_, **__):
+        raise Began
+
+    monkeypatch.setattr(runs, "baseline_rows", begin)
+    tree = study_tree(tiny_llama, files)
+    tree["evaluation"]["shots"] = [0, 5]  # and the curve begins with 4
+    with pytest.raises(Began):
+        study(build_run_config(tree), tmp_path / "W")
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
@@ -406,9 +422,9 @@ def test_a_study_can_be_given_more(finished, tiny_llama, files, tmp_path, monkey
     first = {"name": "a", "tasks": ["topic"], "config": {"train.num_steps": 2, **remedies}}
     made, tune = [], runs.tune
 
-    def counted(config, folder, *more):
+    def counted(config, folder, *more, **shots):
         made.append(folder.name)
-        return tune(config, folder, *more)
+        return tune(config, folder, *more, **shots)
 
     monkeypatch.setattr(runs, "tune", counted)
     tree["study"] = {"runs": [first], "keep_models": False}
