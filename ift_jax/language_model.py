@@ -1,7 +1,6 @@
 """LanguageModel: a checkpoint's config, parameters and tokenizer in one value, for people."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,19 +16,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
+from ift_jax import adapting
 from ift_jax.data.chat import Chat, Message
 from ift_jax.errors import InputError
 from ift_jax.hf import adapters, families, folder, weights
-from ift_jax.model_config import DTYPES, check_choice, is_workdir
+from ift_jax.model_config import DTYPES, check_choice
 from ift_jax.models import decoder
 from ift_jax.models.decoder import Params, Structure
 from ift_jax.peft import merging, mixing
 from ift_jax.peft.adapter import ROWS, Adapter, own_weights
 from ift_jax.peft.config import PeftConfig
-from ift_jax.peft.sites import tensor_sites
-from ift_jax.peft.virtual import fitted
 from ift_jax.sharding import param_shardings
-from ift_jax.vocabulary import extended_tokenizer, format_of, grown_size, grown_table, unknown
+from ift_jax.vocabulary import extended_tokenizer, grown_size, grown_table, unknown
 
 if TYPE_CHECKING:
     from ift_jax.evaluation.sampling import Sampling
@@ -251,56 +249,12 @@ class LanguageModel:
         if self.structure.adapter is not None:
             raise InputError("the model has an adapter already; `merged()` works it in")
         adapter = self.adapter_for(config)
-        arrays = adapter.init(self.params, seed, self._prompt_start(config))
-        return self.with_adapter(adapter, self._placed(adapter, arrays))
+        arrays = adapter.init(self.params, seed, adapting.prompt_start(self, config))
+        return self.with_adapter(adapter, adapting.placed(self, adapter, arrays))
 
     def adapter_for(self, config: PeftConfig) -> Adapter:
         """The static half of an adapter for this model. Raises InputError as `adapt`."""
-        host = self._host()
-        return Adapter.of(config, host.tensors, host.size, self._token_ids(config.token_rows))
-
-    def _token_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
-        if not tokens:
-            return ()
-        if self.tokenizer is None:
-            raise InputError("config.peft.token_rows: this model's folder has no tokenizer")
-        ids: list[int] = []
-        for token in tokens:
-            found = self.tokenizer(token, add_special_tokens=False)["input_ids"]
-            if len(found) != 1 or found[0] in ids:
-                raise InputError(
-                    f"config.peft.token_rows: {token!r} is the tokens {found}; expected one token, "
-                    "which no other name stands for"
-                )
-            ids += found
-        return tuple(ids)
-
-    def _host(self) -> adapters.Host:
-        c = self.structure.config
-        family = families.family_of(self.hf_config, "config.json")
-        shapes = {k: v.shape for k, v in weights.flat_paths(decoder.param_shapes(c)).items()}
-        axes = weights.flat_paths(decoder.param_axes(c), lambda x: isinstance(x, tuple))
-        return adapters.Host(
-            tensors=tensor_sites(families.weight_rows(family, c), shapes, axes),
-            size=(c.num_layers, c.width, c.num_kv_heads, c.head_size),
-            tied=families.tied_modules(family, c),
-        )
-
-    def _prompt_start(self, config: PeftConfig) -> Any:
-        """The token ids of a prompt's text, or its keys and values; None without one."""
-        if not config.prompt_text:
-            return None
-        if self.tokenizer is None:
-            raise InputError("config.peft.prompt_text: this model's folder has no tokenizer")
-        ids = fitted(self.tokenizer(config.prompt_text)["input_ids"], config.num_virtual_tokens)
-        if config.method == "prompt":
-            return ids
-        causal = jnp.tril(jnp.ones((1, ids.size, ids.size), bool))
-        _, cache = self.structure.merge(self.params).score_states(
-            ids[None], jnp.arange(ids.size)[None], causal
-        )
-        k, v = cache.of_layer()  # of all layers: [L, 1, P, K, H]
-        return {"k": k[:, 0], "v": v[:, 0]}
+        return adapting.adapter_for(self, config)
 
     def with_adapter(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
         """The model with an adapter's arrays, as `Adapter.init` gives them, beside its weights."""
@@ -328,34 +282,10 @@ class LanguageModel:
             InputError: for an adapter that does not fit this model, see
                 `hf.adapters.read_adapter`, and if the model has one already.
         """
-        grown = self
-        if self.structure.adapter is None and self.tokenizer is not None:
-            new = self._unknown_tokens(Path(path).expanduser())
-            grown = self.with_new_tokens(new.texts, num_rows=new.num_rows)
-            if new.tokenizer is not None:
-                grown = dataclasses.replace(grown, tokenizer=new.tokenizer)
-                if new.tokenizer.chat_template is not None:
-                    grown = grown.with_chat_end()
-        found = grown._read_adapter(path)
-        if found.tables:
-            tables = {
-                name: jax.device_put(table.astype(own.dtype), own.sharding)
-                for name, table in found.tables.items()
-                for own in (grown.params[name],)
-            }
-            grown = grown.with_params({**grown.params, **tables})
-            grown.tables = tuple(tables)
+        loaded = adapting.with_loaded(self, path)
         self.__dict__.pop("chat", None)  # which was made with the tokenizer
-        self.__dict__.update(grown.__dict__)
-        return self._use(found.adapter, found.arrays)
-
-    def _unknown_tokens(self, path: Path) -> adapters.NewTokens:
-        """Tokens that an adapter trained and this model does not have."""
-        if is_workdir(path):
-            from ift_jax.config import read_run_config
-
-            return adapters.NewTokens(read_run_config(path).model.new_tokens)
-        return adapters.new_tokens(path, self.tokenizer, self._host())
+        self.__dict__.update(loaded.__dict__)
+        return self
 
     def with_new_tokens(self, tokens: Sequence[str], *, num_rows: int = 0) -> "LanguageModel":
         """The model with more tokens; itself where it has them all.
@@ -418,10 +348,9 @@ class LanguageModel:
         """
         if not paths or "" in paths:
             raise InputError(f"adapters: expected names that are not empty, got {list(paths)}")
-        parts = [self._read_adapter(path).alone(path) for path in paths.values()]
+        parts = [adapting.read(self, path).alone(path) for path in paths.values()]
         adapter, arrays, blocks = mixing.side_by_side(parts)
-        self._take_format(list(paths.values()))
-        self._use(adapter, arrays)
+        self._use(adapter, arrays, list(paths.values()))
         self._rows = dict(zip(paths, blocks, strict=True)) | {"": np.zeros_like(blocks[0])}
         return self
 
@@ -438,25 +367,9 @@ class LanguageModel:
         if isinstance(paths, str | Path):
             raise InputError(f"paths: expected a list of folders, got the one {paths}")
         check_choice("combination", combination, get_args(mixing.Combination))
-        parts = [self._read_adapter(path).alone(path) for path in paths]
+        parts = [adapting.read(self, path).alone(path) for path in paths]
         adapter, arrays = mixing.weighted(parts, weights, combination)
-        self._take_format(paths)
-        return self._use(adapter, arrays)
-
-    def _take_format(self, paths: Sequence[str | Path]) -> None:
-        """Uses the tokenizer and chat template of several folders, if they are the same in all."""
-        if self.tokenizer is None:
-            return
-        found = [self._unknown_tokens(Path(path).expanduser()).tokenizer for path in paths]
-        formats = {format_of(one) for one in found if one is not None}
-        if len(formats) == 1 and None not in found:
-            self.tokenizer = found[0]
-            self.__dict__.pop("chat", None)
-        elif formats - {format_of(self.tokenizer)}:
-            print(
-                "the adapters were not all trained in one chat format; prompts are in the model's",
-                file=sys.stderr,
-            )
+        return self._use(adapter, arrays, paths)
 
     def adapter_rows(
         self, adapters: Sequence[str] | None, count: int
@@ -482,29 +395,13 @@ class LanguageModel:
                 raise InputError(f"adapters: {name!r} is not loaded; there are {known}")
         return np.stack([self._rows[name] for name in adapters])
 
-    def _read_adapter(self, path: str | Path, *, merged: bool = False) -> adapters.Read:
-        """An adapter for these weights, in which it may be merged already."""
-        if self.structure.adapter is not None:
-            raise InputError(
-                f"{path}: the model has an adapter already, which `merged()` works in, or `ift "
-                "export --merge_adapter`; a run that went on from it is a model by itself"
-            )
-        found = Path(path).expanduser()
-        if is_workdir(found):
-            from ift_jax.checkpoint import load_workdir_adapter
-
-            return adapters.Read(*load_workdir_adapter(found, self, any_base=merged), {})
-        return adapters.read_adapter(found, self._host())
-
-    def _placed(self, adapter: Adapter, arrays: Params) -> Params:
-        """An adapter's arrays beside the weights."""
-        mesh = self.mesh
-        if mesh is None:
-            return jax.tree.map(jnp.asarray, arrays)
-        return jax.device_put(arrays, param_shardings(mesh, adapter.axes(), adapter.shapes()))
-
-    def _use(self, adapter: Adapter, arrays: Params) -> "LanguageModel":
-        adapted = self.with_adapter(adapter, self._placed(adapter, arrays))
+    def _use(
+        self, adapter: Adapter, arrays: Params, paths: Sequence[str | Path]
+    ) -> "LanguageModel":
+        """Takes the adapter that several folders make, and their chat format."""
+        self.tokenizer = adapting.common_tokenizer(self, paths)
+        self.__dict__.pop("chat", None)  # which was made with the tokenizer
+        adapted = self.with_adapter(adapter, adapting.placed(self, adapter, arrays))
         self.structure, self.params = adapted.structure, adapted.params
         return self
 
@@ -528,8 +425,9 @@ class LanguageModel:
         if adapter.by_row:
             raise InputError("several adapters are loaded by name; they stand in their own folders")
         adapters.write_adapter(
-            Path(path), adapter, self.params, self._host(), dtype=dtype, base_model=base_model,
-            tokenizer=self.tokenizer, tables={name: self.params[name] for name in self.tables},
+            Path(path), adapter, self.params, adapting.host_of(self), dtype=dtype,
+            base_model=base_model, tokenizer=self.tokenizer,
+            tables={name: self.params[name] for name in self.tables},
         )  # fmt: skip
 
     def merged(self) -> "LanguageModel":
@@ -573,8 +471,8 @@ class LanguageModel:
         Raises:
             InputError: as `Adapter.unmerged`.
         """
-        adapter, arrays, _ = self._read_adapter(path, merged=True)
-        arrays = self._placed(adapter, arrays)
+        adapter, arrays, _ = adapting.read(self, path, merged=True)
+        arrays = adapting.placed(self, adapter, arrays)
         return self.with_params(adapter.unmerged({**self.params, **arrays}))
 
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:
