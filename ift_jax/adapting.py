@@ -120,8 +120,6 @@ def with_loaded(model: "LanguageModel", path: str | Path) -> "LanguageModel":
         grown = model.with_new_tokens(new.texts, num_rows=new.num_rows)
         if new.tokenizer is not None:
             grown = dataclasses.replace(grown, tokenizer=new.tokenizer)
-            if new.tokenizer.chat_template is not None:
-                grown = grown.with_chat_end()
     found = read(grown, path)
     if found.tables:
         tables = {

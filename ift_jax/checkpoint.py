@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from ift_jax.data.chat import Chat
 from ift_jax.errors import InputError, one_line
 from ift_jax.interpolation import interpolated
 from ift_jax.language_model import LanguageModel
@@ -243,7 +244,8 @@ def load_workdir(
     try:
         step = checkpoints.choose(which)
         model = dataclasses.replace(run.model, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        base = load_configured(model, mesh).with_chat_end()
+        base = load_configured(model, mesh)
+        _take_chat_format(base)
         if run.peft.method == "none":
             tuned = base.with_params(checkpoints.restore_params(step, base.params))
             if step == checkpoints.best():
@@ -282,11 +284,18 @@ def load_workdir_adapter(
                 f"are {here} (quantize): logits are not those of its run",
                 file=sys.stderr,
             )
+    _take_chat_format(model)
     checkpoints = Checkpoints.existing(workdir)
     try:
         return _restored_adapter(model, run.peft, checkpoints, checkpoints.choose("best"), None)
     finally:
         checkpoints.close()
+
+
+def _take_chat_format(model: LanguageModel) -> None:
+    """Gives a tokenizer without a chat template the plain one, which the run asked by."""
+    if model.tokenizer is not None:
+        Chat.of(model.tokenizer)
 
 
 def _in_words(kind: str, group: int) -> str:

@@ -55,7 +55,9 @@ class TrainConfig:
         watch_drift: validation also says how far the weights and, on neutral text, the answers
             have moved from the base; keeps a copy of the base's weights while training.
         save_every: steps between checkpoints, beside those of validations; 0 saves at validations
-            alone, or after each tenth of the run where eval_every is 0 too.
+            alone, or where eval_every is 0 too after each tenth of the run (ten steps at least).
+            While one is written the one before is there as well. Above the number of steps
+            it saves at the end alone.
         seed: of the data order, and of all that is drawn in training: adapters' starts, dropout,
             the order of neutral text, sampled labels.
     """

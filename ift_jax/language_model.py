@@ -218,21 +218,18 @@ class LanguageModel:
         ends = self.generation_config.get("eos_token_id")
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
-    def with_chat_end(self) -> "LanguageModel":
-        """The same, as who saves it after training in its chat format hands it on.
-
-        A tokenizer without a chat template has the plain one by then, and `generation_config`
-        lists the token that closes a turn, at which others would not stop. Itself without a
-        tokenizer.
-
-        Raises:
-            InputError: as `Chat.of`.
-        """
-        if self.tokenizer is None or self.chat.end_of_turn_id in self._listed_ends():
-            return self
-        ends = list(self.stop_ids)
-        ending = {"eos_token_id": ends[0] if len(ends) == 1 else ends}
-        return dataclasses.replace(self, generation_config={**self.generation_config, **ending})
+    def _saved_generation(self) -> Mapping[str, Any]:
+        """`generation_config`, the token that closes a turn of the chat format among its ends:
+        `stop_ids` has it too, and others would not stop there."""
+        if self.tokenizer is None or self.tokenizer.chat_template is None:
+            return self.generation_config
+        try:
+            ends = list(self.stop_ids)
+        except InputError:  # a template that nobody can have asked by
+            return self.generation_config
+        if set(ends) == set(self._listed_ends()):
+            return self.generation_config
+        return {**self.generation_config, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
     def adapt(self, config: PeftConfig, *, seed: int = 0) -> "LanguageModel":
         """The same weights, frozen, with a fresh adapter beside them; itself for "none".
@@ -478,7 +475,8 @@ class LanguageModel:
     def save_pretrained(self, path: str | Path, *, dtype: str = "") -> None:
         """Writes a Hugging Face folder that transformers loads as it is, an adapter merged in.
 
-        Quantized weights are written as the floats that they compute with.
+        Quantized weights are written as the floats that they compute with. The token that closes
+        a turn of the chat template is among the ends in generation_config.json.
 
         Args:
             dtype: of the saved weights; default is `stored_dtype`.
@@ -494,7 +492,7 @@ class LanguageModel:
             weights.tensor_shapes(rows, decoder.param_shapes(self.structure.config)),
             dtype=dtype,
             tokenizer=self.tokenizer,
-            generation_config=self.generation_config,
+            generation_config=self._saved_generation(),
         )
 
     def with_params(self, params: Params) -> "LanguageModel":

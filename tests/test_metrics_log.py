@@ -1,6 +1,7 @@
 """metrics.jsonl and tensorboard/: every step once, also after a crash and a restart."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_tensorboard_shows_a_step_once_whatever_was_stopped_and_begun_anew(tmp_p
         return [(event.step, round(event.value, 3)) for event in events.Scalars("loss")]
 
     log_steps(tmp_path, 0, range(1, 6))
+    time.sleep(1.1)  # TensorBoard reads files in the order of the seconds in their names
     log = MetricsLog(tmp_path, 3)
     for step in (4, 5, 6):
         log.write(step, {"loss": float(step)})

@@ -6,6 +6,7 @@ brackets, in colour on a terminal, or token by token with --tokens.
 
 With --output, it writes the tokenized and packed set, for config.data.prepared. Several hosts,
 or processes, that see the same folder can share the work, each with its --part=i/n, i from 0.
+The preview is then of the examples that the set keeps to be read, 1,024 of each template at most.
 """
 
 import re
@@ -60,7 +61,9 @@ def main(_: list[str]) -> None:
         print(f"training: {pack(data, 'train', config.data.seed)[0].summary()}")
     elif card and card["mixture"]:
         print(f"training: {prepared_summary(read_index(folder))}")
-    if _PREVIEW.value and card:
+    if _PREVIEW.value and not card:
+        print("no preview before all parts are there", file=sys.stderr)
+    elif _PREVIEW.value:
         data = data or load_data(replace(config.data, prepared=str(folder)), chat)
         colour = sys.stdout.isatty()
         for text in preview(data, _PREVIEW.value, tokens=_TOKENS.value, colour=colour):

@@ -7,7 +7,7 @@ hosts can each take their part of the chunks; joined, the parts are what one hos
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
         split=split,
     ):
         if isinstance(row, Record) and "-" in "".join(row.fields):
-            row = Record(_underscored(row.fields), row.origin)
+            row = replace(row, fields=_underscored(row.fields))
         if isinstance(row, Record) and renamed:
             if taken := set(renamed.values()) & row.fields.keys():
                 raise InputError(
@@ -111,7 +111,7 @@ def read_task(task: TaskConfig, source: Source, split: str) -> Iterator[Record |
                 )
             new_names = {_as_read(old, row.fields): new for old, new in renamed.items()}
             fields = {new_names.get(name, name): value for name, value in row.fields.items()}
-            row = Record(fields, row.origin)
+            row = replace(row, fields=fields)
         yield row
 
 

@@ -17,6 +17,7 @@ from ift_jax.data.splits import content_key, has_words, split_key
 from ift_jax.data.template_analysis import Part
 from ift_jax.data.template_sandbox import Timeouts
 from ift_jax.data.templates import Rendered, Template, load_templates, read_templates
+from ift_jax.data.turns import without_filling
 from ift_jax.errors import InputError
 
 LIBRARY = Path(__file__).parent.parent / "templates"
@@ -349,6 +350,8 @@ def from_conversations(
     """
     examples = []
     for record in records:
+        if record.columnar:
+            record = replace(record, fields=without_filling(record.fields))
         for number, outcome in enumerate(
             to_conversations(record, fmt, train_turns=task.train_turns), start=1
         ):

@@ -4,7 +4,6 @@ import contextlib
 import threading
 from typing import Any
 
-from ift_jax.data.readers import without_filling
 from ift_jax.data.records import Record, Rows
 from ift_jax.errors import InputError
 
@@ -26,7 +25,7 @@ def read_hub(source: str, subset: str, split: str) -> Rows:
     number = 0
     try:
         for number, fields in enumerate(rows, 1):
-            yield Record(without_filling(fields), f"{source}:{number}")
+            yield Record(dict(fields), f"{source}:{number}", columnar=True)
     except Exception as error:
         raise InputError(
             f"{source}: reading stopped after record {number} ({_one_line(error)}); "

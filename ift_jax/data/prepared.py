@@ -116,13 +116,13 @@ def prepare(
 
 def _refuse_foreign(folder: Path, parts: Path) -> None:
     """Files of our names that nobody was preparing are somebody's own."""
-    if parts.exists():
-        return
     own = [folder / name for name in _FILES if (folder / name).exists()]
-    if own := own or sorted(folder.glob("*.array_record")):
+    own += sorted(folder.glob("rows-*-of-*.array_record"))
+    # Another part may have joined all of them just now.
+    if own and not parts.exists() and not (folder / "index.json").exists():
         raise InputError(
-            f"{own[0]}: would be overwritten, and is not of a prepared set (index.json is "
-            "missing); choose another --output"
+            f"{own[0]}: would be overwritten, and no index.json says that it is of a prepared set; "
+            "choose another --output, or empty the folder"
         )
 
 

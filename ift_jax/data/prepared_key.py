@@ -16,7 +16,7 @@ from ift_jax.data.hub import hub_revision
 from ift_jax.data.sources import file_format_of, resolve_sources
 from ift_jax.errors import InputError
 
-VERSION = 6  # of a prepared set's files
+VERSION = 7  # of a prepared set's files
 _UNKNOWN = "@"  # ends the entry of a hub source whose revision is not known
 
 Key = Mapping[str, Any]

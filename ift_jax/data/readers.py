@@ -5,7 +5,7 @@ Each yields records and rejections in the file's order.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -172,35 +172,7 @@ def _rows_of(path: str, batches: Any) -> Rows:
                 ) from error
             for fields in rows:
                 number += 1
-                yield Record(without_filling(fields), f"{path}:{number}")
-
-
-def without_filling(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a columnar file, in whose chats and tools the members that are null are left out.
-
-    Such files give each object in a column the members of all: a call of one tool has the
-    arguments of all others, as nulls.
-
-    Example:
-        >>> turn = {"role": "assistant", "tool_calls": [{"arguments": {"a": 1, "b": None}}]}
-        >>> without_filling({"messages": [turn], "note": None})
-        {'messages': [{'role': 'assistant', 'tool_calls': [{'arguments': {'a': 1}}]}], 'note': None}
-    """
-    return {
-        name: _without_nulls(value) if name == "tools" or _is_chat(value) else value
-        for name, value in fields.items()
-    }
-
-
-def _is_chat(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and ("role" in first or "from" in first)
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+                yield Record(fields, f"{path}:{number}", columnar=True)
 
 
 def _unreadable(path: str, kind: str, error: Exception) -> InputError:

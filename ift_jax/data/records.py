@@ -1,7 +1,7 @@
 """What a source yields: a record that was read, or the reason why one was not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,10 +13,13 @@ class Record:
         fields: Column name -> value, names and values exactly as the source has them.
         origin: Where it stands: the path as given and the line or row, counted from 1
             ("reviews.jsonl:12"), or the place in a nested file ("tasks.json:examples.3").
+        columnar: Whether it comes from a table in which the objects of a column all have the
+            members of each, as nulls.
     """
 
     fields: dict[str, Any]
     origin: str
+    columnar: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

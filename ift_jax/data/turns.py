@@ -168,3 +168,31 @@ def read_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(tools, list | tuple) or not all(isinstance(t, Mapping) for t in tools):
         raise Unusable("wrong_shape", "tools is not a list of objects")
     return tuple(dict(tool) for tool in tools)
+
+
+def without_filling(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a columnar record; in chats and tools, members that are null are left out.
+
+    Such files give each object in a column the members of all: a call of one tool has the
+    arguments of all others, as nulls.
+
+    Example:
+        >>> turn = {"role": "assistant", "tool_calls": [{"arguments": {"a": 1, "b": None}}]}
+        >>> without_filling({"messages": [turn], "note": None})
+        {'messages': [{'role': 'assistant', 'tool_calls': [{'arguments': {'a': 1}}]}], 'note': None}
+    """
+    return {
+        name: _without_nulls(value) if name == "tools" or _is_chat(value) else value
+        for name, value in fields.items()
+    }
+
+
+def _is_chat(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and ("role" in first or "from" in first)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -51,7 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         defaults = AutoConfig.for_model(str(raw.get("model_type"))).to_dict()
     except ValueError:
         return raw  # an unknown model_type is refused where the family is looked up
-    raw = {name: value for name, value in raw.items() if value is not None}
+    shaping = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_theta")
+    raw = {name: value for name, value in raw.items() if value is not None or name not in shaping}
     rope = defaults.pop("rope_parameters", None)
     if "rope_theta" not in raw:
         own = raw.get("rope_parameters", {})
@@ -187,13 +188,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
         yield partial
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
+        if folder.exists():  # it stays the folder that it was, which may be the working directory
+            for path in sorted(partial.iterdir()):
+                os.replace(path, folder / path.name)
+            partial.rmdir()
+        else:
+            os.replace(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
-            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+            raise InputError(f"{folder}: cannot be written: {error}") from error
         raise
 
 

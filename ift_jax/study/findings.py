@@ -135,7 +135,7 @@ def _forgotten(reference: StudyRun, results: Mapping[str, Any]) -> Finding:
     probes = [probe["task"] for probe in results["probes"]]
     left_out = dict.fromkeys(task for task in probes if task not in results["retained"])
     if left_out:
-        answer += f" Not counted, being no better than a baseline: {', '.join(left_out)}."
+        answer += f" Not counted, not being beyond doubt above a baseline: {', '.join(left_out)}."
     return {"question": "What was forgotten?", "answer": answer}
 
 

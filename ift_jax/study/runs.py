@@ -17,7 +17,7 @@ from ift_jax.checkpoint import Checkpoints, load_workdir
 from ift_jax.config import RunConfig, differences, read_run_config, to_json
 from ift_jax.data import pipeline
 from ift_jax.data.config import SPLITS
-from ift_jax.data.files import replace_text
+from ift_jax.data.files import locked, replace_text
 from ift_jax.errors import InputError
 from ift_jax.evaluation.drift import drift_entries
 from ift_jax.evaluation.metrics import METRICS
@@ -76,8 +76,10 @@ def study(config: RunConfig, workdir: str | Path) -> dict[str, Any]:
         mesh = make_mesh(config.mesh)
         with alone_in(workdir), jax.set_mesh(mesh):
             _work(config, stored, workdir, plan, todo, mesh)
-    for planned in plan:  # a study that was stopped at its very end has not done it
-        _tidy(config, workdir, planned, plan)
+    else:
+        with locked(workdir) as is_mine:
+            for planned in plan if is_mine else ():  # not done if it was stopped at its very end
+                _tidy(run_folder(workdir, planned.key), keep_model=True)
     replace_text(workdir / "config.json", to_json(stored))
     results = study_results(config, workdir, plan)
     replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -224,7 +226,8 @@ def _work(
                 into = run_folder(workdir, key)
                 _score(model, own, config, into, name=planned.run.name, mesh=mesh)
                 del model
-        _tidy(config, workdir, planned, plan)
+        needed = any(one.after == planned.key for one in plan)
+        _tidy(folder, keep_model=config.study.keep_models or needed)
 
 
 def _only(data: pipeline.DataSet, names: Sequence[str]) -> pipeline.DataSet:
@@ -338,15 +341,13 @@ def _between(config: RunConfig, folder: Path, share: float, mesh: Mesh) -> Langu
     )
 
 
-def _tidy(config: RunConfig, workdir: Path, planned: Planned, plan: Sequence[Planned]) -> None:
+def _tidy(folder: Path, *, keep_model: bool) -> None:
     """Removes what nobody needs of a finished run's checkpoints."""
-    folder = run_folder(workdir, planned.key)
     if not (folder / "checkpoints").exists():
         return
-    needed = any(one.after == planned.key for one in plan)
     shutil.rmtree(folder / "fisher", ignore_errors=True)  # as large as the model
     checkpoints = Checkpoints(folder)
-    checkpoints.finish(keep_params=config.study.keep_models or needed)
+    checkpoints.finish(keep_params=keep_model)
     checkpoints.close()
 
 

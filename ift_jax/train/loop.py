@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ from ift_jax.train.step import (
 )
 from ift_jax.train.validation import Packed, Plan, divided, pack_split, sample, validate
 
+FEW_STEPS = 10  # that may be lost without a checkpoint
+
 
 def fit(
     config: RunConfig,
@@ -69,8 +72,9 @@ def fit(
         num_epochs=0 if settings.num_steps else settings.num_epochs,
     )
     num_steps = settings.num_steps or packed.batches.num_steps
-    # However long the run: what a kill costs is no more than a tenth of it.
-    save_every = settings.save_every or (0 if settings.eval_every else -(-num_steps // 10))
+    # What a kill costs is no more than a tenth of a long run.
+    tenth = max(-(-num_steps // 10), FEW_STEPS)
+    save_every = settings.save_every or (0 if settings.eval_every else tenth)
     optimizer = make_optimizer(config.optimizer, num_steps, config.peft.b_lr_ratio)
     step_fn = jax.jit(
         make_step(
@@ -105,27 +109,26 @@ def fit(
     before = time.monotonic()
     steps = range(first, first if is_over(settings, checkpoints) else num_steps)
     batches = _batches(config, packed, plan, first, mesh)
-    for step, inputs in zip(steps, batches, strict=False):
-        state, metrics = step_fn(state, constants, *inputs)
-        # Reading the step before last keeps the device busy while the host reads.
-        before = _report(pending, log, bar, schedule, before)
-        pending = (step + 1, metrics)
-        if step == first:
-            jax.block_until_ready(metrics)
-            tqdm.write(f"first step after {time.monotonic() - started:.1f} s", file=sys.stderr)
-        validates = step + 1 == num_steps or _due(settings.eval_every, step + 1)
-        if validates or _due(save_every, step + 1):
-            _report(pending, log, bar, schedule, before)
-            pending = None
-            tuned = model.with_params(combine(state.params, base))
-            score = look(tuned, step + 1) if validates else None
-            del tuned
-            checkpoints.save(state, score, base.get(FROZEN))
-            if is_over(settings, checkpoints):
-                break
-            before = time.monotonic()
-    bar.close()
-    log.close()
+    with closing(bar), closing(log):
+        for step, inputs in zip(steps, batches, strict=False):
+            state, metrics = step_fn(state, constants, *inputs)
+            # Reading the step before last keeps the device busy while the host reads.
+            before = _report(pending, log, bar, schedule, before)
+            pending = (step + 1, metrics)
+            if step == first:
+                jax.block_until_ready(metrics)
+                tqdm.write(f"first step after {time.monotonic() - started:.1f} s", file=sys.stderr)
+            validates = step + 1 == num_steps or _due(settings.eval_every, step + 1)
+            if validates or _due(save_every, step + 1):
+                _report(pending, log, bar, schedule, before)
+                pending = None
+                tuned = model.with_params(combine(state.params, base))
+                score = look(tuned, step + 1) if validates else None
+                del tuned
+                checkpoints.save(state, score, base.get(FROZEN))
+                if is_over(settings, checkpoints):
+                    break
+                before = time.monotonic()
     chosen = choose(settings, checkpoints, num_steps)
     trained = state.params
     del state
@@ -239,8 +242,13 @@ def _report(
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise InputError(
             f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}, so that nothing "
-            "can be learned from here on; lower config.optimizer.peak_lr or raise warmup_steps, "
-            "in another --workdir"
+            "can be learned from here on; in another --workdir, "
+            + (
+                "lower config.optimizer.peak_lr or raise warmup_steps"
+                if step > 1
+                else "begin with other weights or another config.model.dtype, which is all that "
+                "the first step depends on"
+            )
         )
     now = time.monotonic()
     speed = float(sums.tokens) / max(now - before, 1e-9)

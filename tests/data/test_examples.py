@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_tokenizer
 
@@ -334,3 +336,30 @@ def test_a_template_column_that_cannot_be_is_refused(chat, tmp_path, task, words
     with pytest.raises(InputError) as caught:
         built(chat, tmp_path, RENDERED, **task)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_objects_of_a_table_lose_the_members_of_others_in_chats_alone(chat, tmp_path):
+    """Each object of a Parquet column has the members of all of them, as nulls."""
+
+    def row(**arguments):
+        call = {"function": {"name": "do", "arguments": arguments}}
+        return {
+            "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}],
+            "tools": [{"name": "do", "parameters": dict.fromkeys(arguments, 1)}],
+        }
+
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.Table.from_pylist([row(a=1), row(b=[2], c={"d": 3})]), path)
+    data = built(chat, tmp_path, [], source=str(path))
+    said = sorted(text for [text] in trained_texts(data))
+    assert '"arguments": {"a": 1}}' in said[0]
+    assert '"arguments": {"b": [2], "c": {"d": 3}}}' in said[1]
+    offered = [e.messages[0]["content"] for e in data.examples("train")]
+    assert all("null" not in text for text in offered)
+    # A template sees them, as the file has them.
+    (tmp_path / "t.yaml").write_text(
+        "templates:\n  a: !Template\n    name: a\n    answer_choices: null\n"
+        '    jinja: "{{ messages[1].content is none }} ||| {{ messages[0].role }}"\n'
+    )
+    data = built(chat, tmp_path, [], source=str(path), templates=str(tmp_path / "t.yaml"))
+    assert {e.messages[0]["content"] for e in data.examples("train")} == {"True"}

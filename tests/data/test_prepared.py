@@ -439,7 +439,7 @@ def test_a_batch_far_along_reads_as_many_rows_as_the_first(config, chat, tmp_pat
         assert len(read) == len(asked) == 4
 
 
-@pytest.mark.parametrize("name", ["test.jsonl", "rows.array_record"])
+@pytest.mark.parametrize("name", ["test.jsonl", "rows-00000-of-00008.array_record"])
 def test_a_folder_that_holds_files_of_somebody_else_is_left_alone(config, chat, tmp_path, name):
     (tmp_path / "set").mkdir()
     own = tmp_path / "set" / name

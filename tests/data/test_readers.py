@@ -419,26 +419,3 @@ class TestColumnar:
 
     def test_compressed_from_outside(self, tmp_path):
         assert "unpack it" in message(write(tmp_path / "r.parquet.gz", gzip.compress(b"x")))
-
-    def test_a_call_has_its_own_arguments_and_not_those_of_other_tools(self, tmp_path):
-        """Each object of a column has the members of all of them, in the file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        def row(**arguments):
-            call = {"function": {"name": "do", "arguments": arguments}}
-            return {
-                "messages": [{"role": "assistant", "content": None, "tool_calls": [call]}],
-                "tools": [{"name": "do", "parameters": dict.fromkeys(arguments, 1)}],
-                "about": {"what": None},
-            }
-
-        path = str(tmp_path / "r.parquet")
-        pq.write_table(pa.Table.from_pylist([row(a=1), row(b=[2], c={"d": 3})]), path)
-        first, second = (record.fields for record in read_records(path))
-        [turn] = first["messages"]
-        assert turn["tool_calls"][0]["function"]["arguments"] == {"a": 1}
-        assert first["tools"][0]["parameters"] == {"a": 1}
-        assert first["about"] == {"what": None}
-        [turn] = second["messages"]
-        assert turn["tool_calls"][0]["function"]["arguments"] == {"b": [2], "c": {"d": 3}}

@@ -175,7 +175,6 @@ def test_records_without_a_value_to_split_by_are_told_by_what_they_ask(folder):
     data = folder.build(train, task=task)
     assert len(data.examples("train")) == 100
     assert len(data.examples("test")) == 1
-    folder.build(train, task=task)
     test.write_text(json.dumps({**review("Text 3"), "doc": None}))
     assert counts(folder.build(train, task=task))["in_other_split"] == 1
 

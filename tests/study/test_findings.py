@@ -144,8 +144,8 @@ def test_what_was_lost_gained_and_does_not_count_is_named(ask):
     }
     assert ask(models(), results)["What was forgotten?"] == (
         "After single: topic (accuracy) −60.0 [−70.0, −50.0], names (accuracy) +20.0 [+10.0, "
-        "+30.0]. Lost: topic. Gained: names. Mean change: −20.0 [−30.0, +0.0]. Not counted, being "
-        "no better than a baseline: nli."
+        "+30.0]. Lost: topic. Gained: names. Mean change: −20.0 [−30.0, +0.0]. Not counted, not "
+        "being beyond doubt above a baseline: nli."
     )
     nothing = {**results, "changes": [change("topic", -0.1, -0.2, 0.1)], "matrices": []}
     said = ask(models(), nothing)["What was forgotten?"]
