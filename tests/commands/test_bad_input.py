@@ -263,8 +263,10 @@ def test_a_workdir_of_another_run(place):
 
 def test_a_workdir_that_is_a_hugging_face_folder(place, tiny_llama):
     before = sorted(p.name for p in tiny_llama.iterdir())
-    said = place.refusal("train", "--config=tiny.py", f"--workdir={tiny_llama}")
-    assert said == f"{tiny_llama}: is a Hugging Face folder; choose another --workdir"
+    for verb in (("train", "--config=tiny.py"), ("study", "--config=quick_study"),
+                 ("export", "--output=out")):  # fmt: skip
+        said = place.refusal(*verb, f"--workdir={tiny_llama}")
+        assert said == f"{tiny_llama}: is a Hugging Face folder, not a workdir; name another"
     assert sorted(p.name for p in tiny_llama.iterdir()) == before
 
 
