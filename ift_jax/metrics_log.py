@@ -27,9 +27,8 @@ class MetricsLog:
         if not first:
             shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         self._events = EventFileWriter(str(workdir / "tensorboard"))
-        started = SessionLog(
-            status=SessionLog.START
-        )  # what stands before it from this step on ends
+        # TensorBoard drops what other files say of this step and later ones.
+        started = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=first + 1, session_log=started))
 
     @staticmethod

@@ -64,6 +64,11 @@ def _sacrebleu(kind: Literal["BLEU", "CHRF"]) -> Metric:
     return Metric(count, value, "generated", package="sacrebleu")
 
 
+def _of_tags(count: Callable[[Sequence[Prediction]], NDArray[np.float64]]) -> Metric:
+    is_row, wants = entities.are_tags, "a row of BIO tags"
+    return Metric(count, entities.f1, "generated", accepts=is_row, wants=wants)
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": _right(classification.right_by_sum, "ranked"),
     "accuracy_mean": _right(classification.right_by_mean, "ranked"),
@@ -85,20 +90,8 @@ METRICS: dict[str, Metric] = {
     "exact_match": _right(text_metrics.exact_match, "generated"),
     "token_f1": Metric(text_metrics.token_f1, classification.mean, "generated"),
     "entity_f1": Metric(entities.entity_counts, entities.f1, "generated"),
-    "bio_f1": Metric(
-        entities.bio_counts,
-        entities.f1,
-        "generated",
-        accepts=entities.are_tags,
-        wants="a row of BIO tags",
-    ),
-    "tag_f1": Metric(
-        entities.tag_counts,
-        entities.f1,
-        "generated",
-        accepts=entities.are_tags,
-        wants="a row of BIO tags",
-    ),
+    "bio_f1": _of_tags(entities.bio_counts),
+    "tag_f1": _of_tags(entities.tag_counts),
     "numeric_match": _right(
         text_metrics.numeric_match,
         "generated",
